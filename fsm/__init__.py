@@ -1,0 +1,41 @@
+"""slotkeeper: keeps a Postgres replication slot and streams its changes to a Python program."""
+
+from fsm._version import __version__
+from fsm.delivery import Transaction
+from fsm.errors import (
+    AckRefused,
+    BadInput,
+    DecodeError,
+    LeaseLost,
+    SessionError,
+    SlotFailed,
+    SlotkeeperError,
+    SpecError,
+)
+from fsm.health import Health
+from fsm.keeper import Keeper
+from fsm.postgres.changes import UNCHANGED, Change, Row
+from fsm.postgres.lsn import format_lsn, parse_lsn
+from fsm.runtime.journal import Journal, Record
+
+__all__ = [
+    "UNCHANGED",
+    "AckRefused",
+    "BadInput",
+    "Change",
+    "DecodeError",
+    "Health",
+    "Journal",
+    "Keeper",
+    "LeaseLost",
+    "Record",
+    "Row",
+    "SessionError",
+    "SlotFailed",
+    "SlotkeeperError",
+    "SpecError",
+    "Transaction",
+    "__version__",
+    "format_lsn",
+    "parse_lsn",
+]

@@ -1,0 +1,5 @@
+"""``python -m fsm`` is the command ``slotkeeper``."""
+
+from fsm.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,284 @@
+"""The command ``slotkeeper``.
+
+Exit codes: 0 stopped or all is well, 1 failed, 2 the command was used wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from fsm._version import __version__
+from fsm.delivery import Item, Transaction
+from fsm.errors import BadInput, LeaseLost, SlotFailed, SlotkeeperError, SpecError
+from fsm.keeper import Keeper
+from fsm.machine.loader import load, shipped_path
+from fsm.machine.schema import json_schema
+from fsm.machine.verify import verify
+from fsm.postgres.changes import Message, Truncate
+from fsm.postgres.conninfo import redact
+from fsm.postgres.lsn import format_lsn
+from fsm.runtime.journal import Record
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: instead of the process's own.
+
+    Returns:
+        The exit code.
+    """
+    options = _parse(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except BadInput as error:
+        _say(str(error))
+        return USAGE
+    except SlotFailed as error:
+        _say(f"Failed, {error.error_class}: {error}")
+        return FAILED
+    except SlotkeeperError as error:
+        _say(str(error))
+        return FAILED
+    except BrokenPipeError:
+        # Whoever read our output is gone; so that Python does not complain of it while it exits:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        # Not shown as they are: a connection string without quotes ends up here, password and all.
+        unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        named = f"unknown option {', '.join(unknown)}" if unknown else "too many arguments"
+        parser.error(f"{named}; a connection string with spaces is one argument, in quotes")
+    return options
+
+
+def _say(text: str) -> None:
+    print(f"slotkeeper: {text}", file=sys.stderr, flush=True)  # noqa: T201  (a command speaks)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slotkeeper",
+        description="Keep one Postgres replication slot and stream its changes.",
+        epilog="Exit codes: 0 stopped, 1 failed, 2 used wrongly.",
+    )
+    parser.add_argument("--version", action="version", version=f"slotkeeper {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_check(commands)
+    _add_schema(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="stream a slot: one JSON object per change on stdout, state changes on stderr",
+        description=(
+            "Stream a slot: one JSON object per change on stdout, state changes on stderr. A "
+            "transaction is acknowledged when all of its changes are written. SIGINT and SIGTERM "
+            "stop it gracefully, a second one at once."
+        ),
+    )
+    run.add_argument(
+        "dsn",
+        nargs="?",
+        default="",
+        help="connection string or URL; without it, libpq's environment (PGHOST, PGUSER, ...)",
+    )
+    run.add_argument("--slot", required=True, help="name of the replication slot")
+    run.add_argument(
+        "--publication",
+        required=True,
+        action="append",
+        help="name of a publication; may be given several times",
+    )
+    run.add_argument("--create-slot", action="store_true", help="create the slot if it is missing")
+    run.add_argument(
+        "--lease",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="after which a frozen or unreachable session loses the slot (default: 10)",
+    )
+    run.add_argument(
+        "--lock-slice",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="of one wait for the lock, which holds a snapshot meanwhile (default: 30)",
+    )
+    run.add_argument("--machine", type=Path, metavar="FILE", help="another states.yaml")
+    run.set_defaults(command=_run)
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser("check", help="read a states.yaml and prove what it promises")
+    check.add_argument("file", nargs="?", type=Path, help="by default, the file that is shipped")
+    check.set_defaults(command=_check)
+
+
+def _add_schema(commands: Any) -> None:
+    schema = commands.add_parser("schema", help="print the JSON Schema of states.yaml")
+    schema.set_defaults(command=_schema)
+
+
+def _check(options: argparse.Namespace) -> int:
+    path = options.file or shipped_path()
+    try:
+        spec = load(path)
+    except SpecError as error:
+        for problem in error.problems:
+            _write(sys.stderr, problem)
+        return FAILED
+    findings = verify(spec)
+    for finding in findings:
+        _write(sys.stderr, f"{path}: {finding}")
+    if findings:
+        return FAILED
+    _write(sys.stdout, f"{path}: holds ({len(spec.states)} states, {len(spec.transitions)} rows)")
+    return OK
+
+
+def _schema(_: argparse.Namespace) -> int:
+    _write(sys.stdout, json_schema())
+    return OK
+
+
+def _write(stream: TextIO, text: str) -> None:
+    print(text, file=stream, flush=True)  # noqa: T201  (a command speaks)
+
+
+def _run(options: argparse.Namespace) -> int:
+    spec = load(options.machine) if options.machine else None
+    keeper = Keeper(
+        options.dsn,
+        slot=options.slot,
+        publication=options.publication,
+        slot_policy="create" if options.create_slot else "require",
+        lease=options.lease,
+        lock_slice=options.lock_slice,
+        spec=spec,
+    )
+    _write(
+        sys.stderr,
+        f"slotkeeper: slot '{options.slot}' on {redact(options.dsn) or 'the default server'}",
+    )
+    return asyncio.run(_stream(keeper))
+
+
+async def _stream(keeper: Keeper) -> int:
+    keeper.journal.listen(_tell)
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(_print_changes(keeper))
+    stopping = _Stopping(keeper, task)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.ask)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return OK
+    finally:
+        await stopping.finished()
+
+
+class _Stopping:
+    """The first signal stops gracefully, the second at once."""
+
+    def __init__(self, keeper: Keeper, task: asyncio.Task[int]) -> None:
+        self._keeper = keeper
+        self._task = task
+        self._graceful: asyncio.Task[None] | None = None
+
+    def ask(self) -> None:
+        """Take a signal."""
+        if self._graceful is None:
+            self._graceful = asyncio.create_task(self._keeper.stop())
+        else:
+            self._task.cancel()
+
+    async def finished(self) -> None:
+        """Wait for what was begun."""
+        if self._graceful is None:
+            return
+        self._graceful.cancel()
+        with suppress(asyncio.CancelledError, SlotkeeperError):
+            await self._graceful
+
+
+async def _print_changes(keeper: Keeper) -> int:
+    async with keeper:
+        async for transaction in keeper:
+            with suppress(LeaseLost):  # it comes again, here or to whoever has the slot now
+                async for batch in transaction.batches():
+                    _print_batch(transaction, batch)
+                await keeper.ack(transaction)
+    return OK
+
+
+def _print_batch(transaction: Transaction, batch: list[Item]) -> None:
+    lines = [json.dumps(_as_json(transaction, item), ensure_ascii=False) for item in batch]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _as_json(transaction: Transaction, item: Item) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "xid": transaction.xid,
+        "commit_lsn": format_lsn(transaction.commit_lsn),
+        "commit_time": transaction.commit_time.isoformat() if transaction.commit_time else None,
+    }
+    if isinstance(item, Truncate):
+        tables = [f"{relation.schema}.{relation.name}" for relation in item.relations]
+        return {"kind": "truncate", "tables": tables, **fields}
+    if isinstance(item, Message):
+        content = item.content.decode("utf-8", "backslashreplace")
+        return {"kind": "message", "prefix": item.prefix, "content": content, **fields}
+    return {**item.as_dict(), **fields}
+
+
+def _tell(record: Record) -> None:
+    """Write a state change, or what is waited for, to stderr; a failure with its remedy."""
+    if record.trigger == "waiting_noticed":
+        _write(sys.stderr, f"slotkeeper: {record.state}: {_awaited(record)}")
+        return
+    if record.state == record.dest and not record.detail:
+        return
+    parts = [f"slotkeeper: {record.state} -> {record.dest} ({record.trigger})"]
+    if record.error_class:
+        parts.append(f"attempt {record.attempt}, {record.error_class}")
+    if record.delay is not None:
+        parts.append(f"next try in {record.delay:.1f} s")
+    if record.detail:
+        parts.append(record.detail)
+    line = ": ".join(parts)
+    remedy = record.facts.get("remedy")
+    # Where it ends in Failed, the command's last line says both once more.
+    _write(sys.stderr, f"{line.rstrip('.')}. {remedy}" if remedy else line)
+
+
+def _awaited(record: Record) -> str:
+    if record.state == "Acquiring":
+        return "the slot is being inspected and started"
+    holder = record.facts.get("lock_holder", "another session")
+    return f"waiting for the lock, which {holder} holds"
