@@ -28,6 +28,11 @@ from fsm.postgres.conninfo import redact
 from fsm.postgres.lsn import format_lsn
 from fsm.runtime.journal import Record
 
+
+class GaveUp(SlotkeeperError):
+    """It did not stream within the time that was given."""
+
+
 OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
@@ -128,6 +133,12 @@ def _add_run(commands: Any) -> None:
         metavar="SECONDS",
         help="of one wait for the lock, which holds a snapshot meanwhile (default: 30)",
     )
+    run.add_argument(
+        "--give-up-after",
+        type=float,
+        metavar="SECONDS",
+        help="exit with 1 unless it streams within this time (default: the policies decide)",
+    )
     run.add_argument("--machine", type=Path, metavar="FILE", help="another states.yaml")
     run.set_defaults(command=_run)
 
@@ -184,13 +195,13 @@ def _run(options: argparse.Namespace) -> int:
         sys.stderr,
         f"slotkeeper: slot '{options.slot}' on {redact(options.dsn) or 'the default server'}",
     )
-    return asyncio.run(_stream(keeper))
+    return asyncio.run(_stream(keeper, options.give_up_after))
 
 
-async def _stream(keeper: Keeper) -> int:
+async def _stream(keeper: Keeper, give_up_after: float | None) -> int:
     keeper.journal.listen(_tell)
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(_print_changes(keeper))
+    task = asyncio.create_task(_print_changes(keeper, give_up_after))
     stopping = _Stopping(keeper, task)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.ask)
@@ -226,14 +237,26 @@ class _Stopping:
             await self._graceful
 
 
-async def _print_changes(keeper: Keeper) -> int:
+async def _print_changes(keeper: Keeper, give_up_after: float | None) -> int:
     async with keeper:
+        if give_up_after is not None:
+            await _stream_within(keeper, give_up_after)
         async for transaction in keeper:
             with suppress(LeaseLost):  # it comes again, here or to whoever has the slot now
                 async for batch in transaction.batches():
                     _print_batch(transaction, batch)
                 await keeper.ack(transaction)
     return OK
+
+
+async def _stream_within(keeper: Keeper, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await keeper.wait_for("Streaming", "Idle")
+    except TimeoutError:
+        raise GaveUp(
+            f"gave up after {seconds:g} s. {keeper.why()} {keeper.health.remedy or ''}"
+        ) from None
 
 
 def _print_batch(transaction: Transaction, batch: list[Item]) -> None:

@@ -155,7 +155,9 @@ def test_a_waiter_does_not_hold_up_vacuum_nor_index_builds_nor_slots(kept: Datab
                 time.sleep(lock_slice)
                 kept.sql("VACUUM other")
                 kept_rows.append(_dead_rows(kept))
-                index_times.append(_timed(lambda: kept.sql("CREATE INDEX CONCURRENTLY i ON other (v)")))
+                index_times.append(
+                    _timed(lambda: kept.sql("CREATE INDEX CONCURRENTLY i ON other (v)"))
+                )
                 slot_times.append(_timed(lambda: _make_and_drop_slot(kept)))
                 kept.sql("DROP INDEX i")
                 kept.sql("INSERT INTO other SELECT g, 'x' FROM generate_series(1, 5000) g")
@@ -192,7 +194,9 @@ def _make_and_drop_slot(database: Database) -> None:
 
 
 @pytest.mark.parametrize("acknowledged", [True, False], ids=["acknowledged", "unacknowledged"])
-def test_a_fast_shutdown_is_not_held_up(own_server: Postgres, kept: Database, acknowledged: bool) -> None:  # noqa: FBT001
+def test_a_fast_shutdown_is_not_held_up(
+    own_server: Postgres, kept: Database, acknowledged: bool
+) -> None:  # noqa: FBT001
     with KeeperProcess(
         dsn=kept.dsn, slot="s", publication="p", lease=10.0, acknowledge=acknowledged
     ) as ours:

@@ -88,4 +88,3 @@ async def test_an_idle_publication_on_a_busy_server_retains_no_wal(kept: Databas
         host.cancel()
     print(f"\nidle publication, 50 MB written: behind by at most {max(behind)} bytes")  # noqa: T201
     assert max(behind) < 1_000_000
-

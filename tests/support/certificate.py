@@ -12,7 +12,17 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     openssl = shutil.which("openssl")
     assert openssl is not None, "tests under TLS make a certificate with the command openssl"
     certificate, key = folder / "server.crt", folder / "server.key"
-    request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    request = [
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     subprocess.run(
         [openssl, *request, "-keyout", str(key), "-out", str(certificate)],
         check=True,

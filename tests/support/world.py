@@ -16,7 +16,7 @@ from typing import Any
 from fsm.machine.engine import Engine, Happening, Outcome, SetTimer, Step
 from fsm.machine.governor import Governor
 from fsm.machine.loader import parse, shipped, shipped_path
-from fsm.machine.spec import Spec
+from fsm.machine.spec import Spec, problems
 
 LEASE = 10.0
 
@@ -45,6 +45,18 @@ def edited(*edits: tuple[str, str]) -> str:
 def machine(*edits: tuple[str, str]) -> Spec:
     """Give the shipped machine with edits."""
     return parse(edited(*edits)) if edits else shipped()
+
+
+def with_row(name: str, *edits: tuple[str, str], **fields: object) -> Spec:
+    """Give the shipped machine (with edits) with other fields of one row; the loader allows it."""
+    spec = machine(*edits)
+    assert name in {row.id for row in spec.transitions}, f"there is no row '{name}' any more"
+    rows = tuple(
+        row.model_copy(update=fields) if row.id == name else row for row in spec.transitions
+    )
+    changed = Spec.model_validate({**dict(spec), "transitions": rows})
+    assert list(problems(changed)) == []
+    return changed
 
 
 def dice(seed: int) -> Random:
