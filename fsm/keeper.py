@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from fsm.delivery import Delivery, Transaction
 from fsm.errors import BadInput, SessionError, SlotFailed
@@ -28,6 +28,8 @@ from fsm.runtime.session import Session
 
 REPLY_DELAY: Final = 0.02
 """Seconds by which acknowledgements are gathered into one reply."""
+LONGEST_LEASE: Final = 65_534
+"""Seconds. Half of it is tcp_keepalives_idle, which Linux takes up to 32767 (tcp.c)."""
 
 
 @cache
@@ -106,7 +108,7 @@ class Keeper:
         journal: Journal | None = None,
     ) -> None:
         self.slot = slot
-        self.journal = journal or Journal()
+        self.journal = Journal() if journal is None else journal
         self._clock: Clock = clock or RealClock()
         self._revives = revive_after is not None
         _refuse_unusable(slot_policy, lease, lock_slice, attempt_rate, attempt_burst)
@@ -119,6 +121,7 @@ class Keeper:
             lock_key=lock_key,
             lock_namespace=lock_namespace,
             application_name=application_name,
+            connect_timeout=connect_timeout,
         )
         classifier = classifier or Classifier.shipped()
         self._delivery = Delivery(buffer_bytes, self._report)
@@ -147,6 +150,8 @@ class Keeper:
         self._actor = Actor(
             self._engine, self._operations, classifier.classify, self._clock, self.journal
         )
+        self._written: State = self._engine.state
+        """The state that the journal tells of; the machine may be on its way to another one."""
         self._task: asyncio.Task[None] | None = None
         self._reply: TimerHandle | None = None
         self._stop_listening: Callable[[], None] | None = None
@@ -160,7 +165,11 @@ class Keeper:
         self._stop_listening = self.journal.listen(self._follow)
         self._task = asyncio.create_task(self._run(), name=f"slotkeeper {self.slot}")
         self._actor.tell("start")
-        await self._reach("Locking", "BackingOff", "Failed")
+        try:
+            await self._reach("Locking", "BackingOff", "Failed")
+        except BaseException:  # without this, nobody would: __aexit__ is not called then
+            await self._end()
+            raise
         return self
 
     async def __aexit__(
@@ -321,8 +330,8 @@ class Keeper:
     async def _reach(self, *states: str) -> State:
         if self._task is not None:
             await self._settled(self._task)
-        if self.state in states:
-            return self.state
+        if self._written in states:
+            return self._written
         if self._task is None:
             raise BadInput("this keeper does not run; use it in 'async with'")
         reached: asyncio.Future[State] = asyncio.get_running_loop().create_future()
@@ -339,7 +348,8 @@ class Keeper:
             stop_listening()
         if not reached.done():
             reached.cancel()
-            self._task.result()
+            if not self._task.cancelled():
+                self._task.result()
             raise BadInput("this keeper was closed")
         return reached.result()
 
@@ -353,6 +363,7 @@ class Keeper:
 
     def _follow(self, record: Record) -> None:
         """Let those who wait for changes know of Failed, and of its end."""
+        self._written = cast("State", record.dest)
         if record.dest != "Failed":
             self._delivery.fail(None)
         elif not self._revives:
@@ -391,11 +402,11 @@ def _refuse_unusable(
 ) -> None:
     if slot_policy not in ("require", "create"):
         raise BadInput(f"slot_policy is '{slot_policy}'; it is 'require' or 'create'")
-    if lease < 1:
-        raise BadInput(f"lease is {lease:g} s; it must be at least 1 s")
-    if attempt_rate <= 0 or attempt_burst < 1:
+    if not 1 <= lease <= LONGEST_LEASE:
+        raise BadInput(f"lease is {lease:g} s; it must be from 1 s to {LONGEST_LEASE} s")
+    if not attempt_rate > 0 or attempt_burst < 1:
         raise BadInput("attempt_rate must be above 0 and attempt_burst at least 1")
-    if lock_slice < 2 / attempt_rate:
+    if not lock_slice >= 2 / attempt_rate:
         raise BadInput(
             f"lock_slice is {lock_slice:g} s; at attempt_rate {attempt_rate:g} it must be at least "
             f"{2 / attempt_rate:g} s"

@@ -239,8 +239,8 @@ def session_parameters(*, lease: float, application_name: str | None = None) -> 
         "wal_sender_timeout": milliseconds,
         "idle_session_timeout": milliseconds,
         "idle_in_transaction_session_timeout": milliseconds,
-        # At the server's end it would also end a connection whose client is alive and does not read,
-        # as it must not while the host is behind (tcp_probe_timer in Linux' tcp_timer.c).
+        # At the server's end it would also end a connection whose client lives and does not read,
+        # which is what a host does that is behind (tcp_probe_timer in Linux' tcp_timer.c).
         "tcp_user_timeout": "0",
         "tcp_keepalives_idle": str(idle),
         "tcp_keepalives_interval": str(interval),
@@ -323,17 +323,15 @@ def _parsed_string(dsn: str) -> dict[str, str]:
     if "\0" in dsn:
         raise BadInput(f"the DSN holds a NUL character: {_HOW_TO_WRITE}")
     try:
-        parsed = pq.Conninfo.parse(dsn.encode())
-    except psycopg.OperationalError as error:
-        fault = _parse_fault(str(error))
-    except UnicodeEncodeError:
-        fault = "it is not valid Unicode"
-    else:
         return {
             option.keyword.decode(): option.val.decode()
-            for option in parsed
+            for option in pq.Conninfo.parse(dsn.encode())
             if option.val is not None
         }
+    except psycopg.OperationalError as error:
+        fault = _parse_fault(str(error))
+    except UnicodeError:  # also a %-escape of a byte that is no UTF-8
+        fault = "it is not valid Unicode"
     # Raised out here so that libpq's words, which may quote a password, are not even the context.
     raise BadInput(f"the DSN cannot be parsed: {fault}; {_HOW_TO_WRITE}") from (
         psycopg.ProgrammingError(f"invalid connection string: {fault}")
@@ -420,7 +418,8 @@ def _targets(params: Mapping[str, str]) -> list[_Target]:
 
 
 def _check_host(host: str) -> None:
-    if _is_socket(host):
+    # An abstract socket begins with '@'; a second one is a password's.
+    if host.startswith("/") or (_is_socket(host) and "@" not in host[1:]):
         return
     if "@" in host:
         raise BadInput("the DSN has a host with '@' in it: write '@' in a password as %40")

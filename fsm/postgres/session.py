@@ -36,6 +36,7 @@ class SessionSettings:
     lease: float
     logical_messages: bool
     lock_key: int
+    connect_timeout: float
     parameters: dict[str, str]
 
     @classmethod
@@ -50,6 +51,7 @@ class SessionSettings:
         lock_key: int | None,
         lock_namespace: str,
         application_name: str | None,
+        connect_timeout: float = 15.0,
     ) -> Self:
         """Check what the host gave.
 
@@ -65,7 +67,9 @@ class SessionSettings:
         if not -_MAX_KEY <= key < _MAX_KEY:
             raise BadInput(f"lock_key is {key}; it must fit into 64 bits, signed")
         parameters = conninfo.session_parameters(lease=lease, application_name=application_name)
-        return cls(dsn, slot, publications, lease, logical_messages, key, parameters)
+        return cls(
+            dsn, slot, publications, lease, logical_messages, key, connect_timeout, parameters
+        )
 
 
 class PostgresSession:
@@ -103,7 +107,10 @@ class PostgresSession:
     async def open(self) -> ServerFacts:
         """Connect, apply the lease and identify the server."""
         attempts = await conninfo.attempts(self._settings.dsn, self._settings.parameters)
-        wire = await connect_first(attempts)
+        # A host that does not answer must leave time for the others; the machine's own timer
+        # bounds them all.
+        share = self._settings.connect_timeout / len(attempts) if len(attempts) > 1 else None
+        wire = await connect_first(attempts, seconds=share)
         if self._closed:
             wire.finish()
             raise _closed("startup")
@@ -222,7 +229,19 @@ class PostgresSession:
         """Hand over what arrives until the stream ends."""
         wire = await self._free_wire("streaming")
         self._stream = Stream(wire, inbox, self._clock)
-        await self._stream.run()
+        try:
+            await self._stream.run()
+        except SessionError as error:
+            self._name_publication(error)
+            raise
+
+    def _name_publication(self, error: SessionError) -> None:
+        """Add which publication an error may be about; what the error means is decided without."""
+        names = self._settings.publications
+        message = error.facts.get("message") or ""
+        meant = names if len(names) == 1 else [name for name in names if name in message]
+        if len(meant) == 1:
+            error.facts.setdefault("publication", meant[0])
 
     def acknowledge(self, lsn: int, *, request_reply: bool = False) -> None:
         """Send a standby status update."""

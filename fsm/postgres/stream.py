@@ -46,7 +46,7 @@ class Stream:
         self._late_reply: TimerHandle | None = None
         self._again: asyncio.Handle | None = None
         self._pause = asyncio.Event()
-        self._end: SessionError | None = None
+        self._end: Exception | None = None
         wire.on_notice = self._notice
 
     async def run(self) -> None:
@@ -82,7 +82,7 @@ class Stream:
             self.last_received = self._clock.monotonic()
             if drained.messages and self._end is None:
                 self._sort(drained.messages, drained.size)
-        except SessionError as error:
+        except Exception as error:  # noqa: BLE001  (raised in a callback it would be lost, and the stream go on)
             self._finish(error)
             return
         if self._end is not None:
@@ -93,7 +93,7 @@ class Stream:
         elif drained.more:
             self._again = asyncio.get_running_loop().call_soon(self._drain)
 
-    def _finish(self, error: SessionError) -> None:
+    def _finish(self, error: Exception) -> None:
         self._end = error
         self._wire.unwatch()
         self._pause.set()
@@ -102,18 +102,17 @@ class Stream:
         """Hand over changes; take keepalives in their turn."""
         batch: list[Any] = []
         for message in messages:
+            if len(message) < _KEEPALIVE_FIELDS.size:
+                raise _against_protocol(f"of {len(message)} bytes, which is none")
             if message[0] == _XLOG_DATA:
                 batch.append(message)
             elif message[0] == _KEEPALIVE:
-                self._put(batch, size)
-                batch, size = [], 0
+                if batch:
+                    self._put(batch, size)
+                    batch, size = [], 0
                 self._take_keepalive(message)
             else:
-                raise SessionError(
-                    f"the stream holds a message of unknown kind {message[0]:#04x}",
-                    phase="streaming",
-                    facts={"protocol": True},
-                )
+                raise _against_protocol(f"of unknown kind {message[0]:#04x}")
         self._put(batch, size)
 
     def _put(self, batch: list[Any], size: int) -> None:
@@ -137,12 +136,13 @@ class Stream:
                 facts={"finding": "server_stopping"},
             )
             return
-        self._reply_in(self._stopping.reply_in(now))
+        if self._late_reply is None:
+            self._reply_in(self._stopping.reply_in(now))
 
     def _reply_in(self, seconds: float) -> None:
         if seconds <= 0:
             self.acknowledge(self._inbox.flushed)
-        elif self._late_reply is None:
+        else:
             self._late_reply = self._clock.call_later(seconds, self._reply_late)
 
     def _reply_late(self) -> None:
@@ -166,5 +166,11 @@ class Stream:
                 phase="streaming",
                 sqlstate=notice.sqlstate,
                 routine=notice.routine,
-                facts={"finding": "publication_skipped"},
+                facts={"finding": "publication_skipped", "message": notice.message},
             )
+
+
+def _against_protocol(what: str) -> SessionError:
+    return SessionError(
+        f"the stream holds a message {what}", phase="streaming", facts={"protocol": True}
+    )

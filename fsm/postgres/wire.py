@@ -266,12 +266,14 @@ class Wire:
     async def _results(self, phase: Phase) -> list[PGresult]:
         results: list[PGresult] = []
         while True:
-            while self._dead is None and (not self._all_out() or self._pgconn.is_busy()):
+            while self._fd >= 0 and (not self._all_out() or self._pgconn.is_busy()):
                 await self._moved(phase)
             if self._dead is not None and self._pgconn.status == pq.ConnStatus.OK:
                 # libpq takes the socket for open, so get_result could wait for it.
                 return results
             result = self._pgconn.get_result()
+            if self._pgconn.status != pq.ConnStatus.OK:
+                self._detach()
             if result is None:
                 return results
             results.append(result)
@@ -408,11 +410,11 @@ class Wire:
     async def _last_results(self) -> list[PGresult]:
         await self._sent()
         try:
-            while self._dead is None and not self._pgconn.put_copy_end():
+            while self._fd >= 0 and not self._pgconn.put_copy_end():
                 await self._moved("streaming")
             await self._sent()
             while (count := self._pgconn.get_copy_data(1)[0]) >= 0:
-                if count == 0 and self._dead is not None:
+                if count == 0 and self._fd < 0:
                     return []
                 if count == 0:
                     await self._moved("streaming")
@@ -441,8 +443,9 @@ class Wire:
             self._absorb(error)
 
     def _consume_tls(self) -> None:
-        # libpq may take half of a TLS record (16 KiB); what OpenSSL keeps of it makes no socket
-        # readable. When the kernel has no more, two reads are enough for the other half.
+        # libpq may take only a part of a TLS record of up to 16 KiB (15.18 does, 18.6 does not);
+        # what OpenSSL keeps of it makes no socket readable. Once the kernel has no more, two reads
+        # are enough for the rest.
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         for _ in range(_TLS_READS):
@@ -501,7 +504,7 @@ class Wire:
 
     def _absorb(self, error: psycopg.OperationalError) -> None:
         # What the server said before it went may still be in libpq's buffer, so this is no end yet.
-        self._dead = error
+        self._dead = self._dead or error
         self._detach()
         self._nudge()
 
@@ -516,7 +519,7 @@ class Wire:
     async def _moved(self, phase: Phase) -> None:
         """Wait until the socket is readable, or writable where we owe something; then read."""
         owing = not self._all_out()
-        if self._dead is not None:
+        if self._fd < 0:
             return
         self._waiter = self._loop.create_future()
         try:
@@ -536,4 +539,4 @@ class Wire:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
+    return None if value is None else value.decode("utf-8", "replace")

@@ -7,12 +7,13 @@ import os
 import shutil
 import struct
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from fsm.errors import SessionError
 from fsm.postgres import conninfo
@@ -23,7 +24,7 @@ from tests.support.servers import run_sql
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fsm.embedded import Postgres
+    from fsm.embedded import Mode, Postgres
     from tests.support.servers import Database, Servers
 
 pytestmark = pytest.mark.asyncio
@@ -33,14 +34,14 @@ STATUS = struct.pack(">cQQQqB", b"r", 0, 0, 0, 0, 0)
 
 
 async def connected(dsn: str, lease: float = 10.0, **keywords: str) -> Wire:
-    given = {**psycopg.conninfo.conninfo_to_dict(dsn), **keywords}
+    given = {**conninfo_to_dict(dsn), **keywords}
     attempts = await conninfo.attempts(given, conninfo.session_parameters(lease=lease))
     return await connect_first(attempts, seconds=30)
 
 
 @asynccontextmanager
 async def wired(dsn: str, lease: float = 10.0, **keywords: str) -> AsyncIterator[Wire]:
-    wire = await connected(dsn, lease, **keywords)
+    wire = await connected(dsn, lease=lease, **keywords)
     try:
         yield wire
     finally:
@@ -49,7 +50,7 @@ async def wired(dsn: str, lease: float = 10.0, **keywords: str) -> AsyncIterator
 
 async def refused(dsn: str, **keywords: str) -> SessionError:
     with pytest.raises(SessionError) as caught:
-        await connected(dsn, **keywords)
+        await connected(dsn, lease=10.0, **keywords)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, psycopg.OperationalError)
     return caught.value
@@ -98,17 +99,17 @@ def feed(database: Database) -> Feed:
 
 
 async def drained(wire: Wire, limit: int = 500, seconds: float = 20) -> Drained:
-    """The next that is there to drain."""
+    """The next that is there to drain. As in a stream, only the wire says when to look."""
     arrived = asyncio.Event()
     wire.watch(arrived.set)
     try:
         async with asyncio.timeout(seconds):
             while True:
+                await arrived.wait()
+                arrived.clear()
                 result = wire.drain(limit)
                 if result.messages:
                     return result
-                arrived.clear()
-                await arrived.wait()
     finally:
         wire.unwatch()
 
@@ -178,7 +179,7 @@ async def test_wrong_and_missing_passwords_are_told_apart(own_server: Postgres) 
     hba.write_text(f"host all app 127.0.0.1/32 scram-sha-256\n{hba.read_text()}")
     run_sql(own_server, "SELECT pg_reload_conf()")
     dsn = own_server.dsn(user="app")
-    wrong = await refused(dsn, password="wr0ng")
+    wrong = await refused(dsn, password="wr0ng")  # noqa: S106  (of nobody)
     assert (wrong.phase, wrong.sqlstate, wrong.routine) == ("startup", "28P01", "auth_failed")
     assert wrong.facts["used_password"] is True
     assert "wr0ng" not in f"{wrong} {wrong.facts}"
@@ -186,7 +187,7 @@ async def test_wrong_and_missing_passwords_are_told_apart(own_server: Postgres) 
     assert (missing.phase, missing.sqlstate) == ("startup", None)
     assert missing.facts["needs_password"] is True
     assert missing.facts["server_spoke"] is False
-    async with wired(dsn, password="right") as wire:
+    async with wired(dsn, password="right") as wire:  # noqa: S106  (of nobody)
         assert await value(wire, "SELECT current_user") == "app"
 
 
@@ -385,7 +386,7 @@ async def test_a_cancelled_stream_tells_why(feed: Feed) -> None:
 
 @pytest.mark.parametrize(("mode", "fact"), [("fast", "end_of_copy"), ("immediate", "eof")])
 async def test_an_orderly_stop_of_the_server_is_told_from_a_sudden_one(
-    own_server: Postgres, mode: str, fact: str
+    own_server: Postgres, mode: Mode, fact: str
 ) -> None:
     run_sql(own_server, "CREATE PUBLICATION p")
     run_sql(own_server, "SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
@@ -402,12 +403,14 @@ async def confirm_until_end(wire: Wire) -> SessionError:
     """Confirm all that is sent: an orderly stop of the server waits for that."""
     while True:
         try:
-            for one in (await drained(wire)).messages:
-                if one[0] == ord("k"):
-                    (end,) = struct.unpack_from(">xQ", one)
-                    wire.send_copy(struct.pack(">cQQQqB", b"r", end, end, end, 0, 0))
+            messages = (await drained(wire)).messages
         except SessionError as error:
             return error
+        for one in messages:
+            if one[0] == ord("k"):
+                (end,) = struct.unpack_from(">xQ", one)
+                with suppress(SessionError):
+                    wire.send_copy(struct.pack(">cQQQqB", b"r", end, end, end, 0, 0))
 
 
 async def test_a_killed_walsender_is_an_end_without_a_word(own_server: Postgres) -> None:
@@ -497,10 +500,14 @@ def _turn_on_tls(server: Postgres, folder: Path) -> None:
 async def test_no_descriptor_is_left_whatever_happened(feed: Feed) -> None:
     dsn = feed.database.dsn
     await _one_of_each(feed, dsn)  # what Python opens once and keeps is open after this
-    before = len(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     for _ in range(3):
         await _one_of_each(feed, dsn)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _descriptors() == before
+
+
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def _one_of_each(feed: Feed, dsn: str) -> None:
