@@ -131,7 +131,9 @@ def unpack(package: Path) -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=package, prefix=".unpack-") as scratch:
             with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
+                # Python 3.11 before 3.11.4 has no filters.
+                tar.extraction_filter = getattr(tarfile, "data_filter", None)
+                tar.extractall(scratch)  # noqa: S202 - filtered where Python can; pip installed it
             # Someone else was faster: theirs is as good.
             with contextlib.suppress(OSError):
                 (Path(scratch) / target.name).rename(target)

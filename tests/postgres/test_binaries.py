@@ -205,6 +205,8 @@ def test_tests_of_a_missing_version_fail_and_are_not_skipped(tmp_path: Path) -> 
 def test_each_database_is_fresh_and_goes_with_its_slots_and_roles(server: Postgres) -> None:
     with Database(server) as database:
         slot, role = database.unique("slot"), database.unique("role")
+        physical = database.unique("physical")
+        database.sql("SELECT pg_create_physical_replication_slot(%s)", [physical])
         database.sql("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
         database.sql(f"CREATE ROLE {role}")
         assert database.sql("SELECT current_database()") == [(database.name,)]
@@ -213,7 +215,7 @@ def test_each_database_is_fresh_and_goes_with_its_slots_and_roles(server: Postgr
         " UNION SELECT slot_name FROM pg_replication_slots"
     )
     names = {name for (name,) in run_sql(server, known)}
-    assert names.isdisjoint({database.name, slot, role})
+    assert names.isdisjoint({database.name, slot, role, physical})
 
 
 def test_names_are_unique_and_fit_a_slot(server: Postgres) -> None:

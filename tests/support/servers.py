@@ -200,6 +200,7 @@ class Database:
             time.sleep(0.01)
 
     def _drop_slots(self) -> None:
+        # Logical slots of a database go with it anyway; physical ones belong to no database.
         run_sql(
             self.server,
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"

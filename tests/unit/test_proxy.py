@@ -217,6 +217,17 @@ async def test_a_close_is_an_orderly_end_on_both_sides() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_close_is_orderly_although_bytes_are_unread() -> None:
+    async with proxied() as (_, proxy), connected(proxy.port) as client:
+        await client.ask(b"x")
+        proxy.stall_client_to_server()
+        client.writer.write(b"y" * 300_000)
+        assert await client.hears_nothing()
+        proxy.close()
+        assert await client.reader.read(1) == b""
+
+
+@pytest.mark.asyncio
 async def test_after_a_reset_a_new_client_is_served() -> None:
     async with proxied() as (_, proxy):
         async with connected(proxy.port) as client:
