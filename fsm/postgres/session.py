@@ -40,7 +40,7 @@ class SessionSettings:
     parameters: dict[str, str]
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 - all but the DSN are named
         cls,
         dsn: Dsn,
         *,

@@ -193,10 +193,9 @@ def _make_and_drop_slot(database: Database) -> None:
     database.sql("SELECT pg_drop_replication_slot('theirs')")
 
 
-@pytest.mark.parametrize("acknowledged", [True, False], ids=["acknowledged", "unacknowledged"])
-def test_a_fast_shutdown_is_not_held_up(
-    own_server: Postgres, kept: Database, acknowledged: bool
-) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("host", ["acknowledging", "holding_back"])
+def test_a_fast_shutdown_is_not_held_up(own_server: Postgres, kept: Database, host: str) -> None:
+    acknowledged = host == "acknowledging"
     with KeeperProcess(
         dsn=kept.dsn, slot="s", publication="p", lease=10.0, acknowledge=acknowledged
     ) as ours:

@@ -10,7 +10,8 @@ from decimal import Decimal
 import pytest
 
 from fsm import Keeper, parse_lsn
-from fsm.embedded import Postgres
+from fsm.embedded import Mode, Postgres
+from fsm.postgres.changes import Insert
 from tests.support.servers import Database, run_sql
 
 ROWS = 100_000
@@ -22,7 +23,7 @@ def _expected(number: int) -> tuple[int, str, Decimal, datetime]:
     return number, f"row {number}", Decimal(number) / 8, START + timedelta(seconds=number)
 
 
-async def _write(database: Database, server: Postgres, mode: str) -> None:
+async def _write(database: Database, server: Postgres, mode: Mode) -> None:
     for first in range(1, ROWS, PER_TRANSACTION):
         if first == ROWS // 2 + 1:
             await asyncio.to_thread(server.restart, mode)
@@ -39,7 +40,7 @@ async def _write(database: Database, server: Postgres, mode: str) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_rows_arrive_once_each_in_order_across_a_restart(
-    own_server: Postgres, kept: Database, mode: str
+    own_server: Postgres, kept: Database, mode: Mode
 ) -> None:
     kept.sql("CREATE TABLE r (id bigint PRIMARY KEY, x text, n numeric, at timestamptz)")
     kept.sql("ALTER PUBLICATION p ADD TABLE r")
@@ -56,6 +57,7 @@ async def test_rows_arrive_once_each_in_order_across_a_restart(
         began = time.monotonic()
         async for transaction in keeper:
             async for change in transaction:
+                assert isinstance(change, Insert)
                 row = change.new
                 seen.append((row["id"], row["x"], row["n"], row["at"]))
             await keeper.ack(transaction)
@@ -73,7 +75,7 @@ async def test_an_idle_publication_on_a_busy_server_retains_no_wal(kept: Databas
     kept.sql("CREATE TABLE busy (v text)")
     async with Keeper(kept.dsn, slot="s", publication="p") as keeper:
         await keeper.wait_for("Streaming")
-        host = asyncio.create_task(anext(aiter(keeper)))
+        host = asyncio.create_task(keeper.__anext__())
         behind = []
         for _ in range(10):
             await asyncio.to_thread(

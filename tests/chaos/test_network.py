@@ -17,6 +17,7 @@ from fsm import Keeper
 from fsm.embedded import Postgres
 from tests.support.proxy import FaultProxy
 from tests.support.servers import Database, run_sql
+from tests.support.source import id_of, ids_of
 
 LEASE = 2.0
 PATIENCE = 30.0
@@ -54,8 +55,7 @@ async def insert(database: Database, first: int, last: int, per: int = 100) -> N
 
 async def collect(keeper: Keeper, count: int, seen: list[int]) -> None:
     async for transaction in keeper:
-        async for change in transaction:
-            seen.append(change.new["id"])
+        seen.extend(await ids_of(transaction))
         await keeper.ack(transaction)
         if len(seen) >= count:
             return
@@ -93,15 +93,18 @@ async def test_rows_arrive_once_each_under_any_mixture_of_faults(
 ) -> None:
     drawn = random.Random(seed)
     seen: list[int] = []
-    async with behind_proxy(database, slot) as (proxy, keeper), asyncio.timeout(2 * PATIENCE):
-        async with asyncio.TaskGroup() as group:
-            group.create_task(collect(keeper, 5000, seen))
-            writing = group.create_task(insert(database, 1, 5000))
-            for _ in range(5):
-                await asyncio.sleep(drawn.uniform(0.05, 0.4))
-                drawn.choice(list(FAULTS.values()))(proxy)
-            await writing
-            proxy.pass_through()
+    async with (
+        behind_proxy(database, slot) as (proxy, keeper),
+        asyncio.timeout(2 * PATIENCE),
+        asyncio.TaskGroup() as group,
+    ):
+        group.create_task(collect(keeper, 5000, seen))
+        writing = group.create_task(insert(database, 1, 5000))
+        for _ in range(5):
+            await asyncio.sleep(drawn.uniform(0.05, 0.4))
+            drawn.choice(list(FAULTS.values()))(proxy)
+        await writing
+        proxy.pass_through()
     assert seen == list(range(1, 5001))
 
 
@@ -189,7 +192,7 @@ async def test_a_host_that_is_slow_is_neither_timed_out_nor_given_everything_at_
         worst = 0
         async for transaction in keeper:
             async for change in transaction:
-                seen.append(change.new["id"])
+                seen.append(id_of(change))
                 worst = max(worst, keeper.health.waiting_bytes)
                 if len(seen) % 1000 == 500:
                     await asyncio.sleep(1.5)

@@ -69,8 +69,8 @@ class KeeperProcess:
     """Runs a keeper, and knows what it has reported.
 
     Args:
-        options: the arguments of ``fsm.Keeper``, as JSON can carry them; and ``acknowledge``, False for
-            a host that reads and never acknowledges.
+        options: the arguments of ``fsm.Keeper``, as JSON can carry them; and ``acknowledge``,
+            False for a host that reads and never acknowledges.
     """
 
     def __init__(self, **options: Any) -> None:
