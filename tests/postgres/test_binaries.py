@@ -11,7 +11,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fsm import embedded
 from fsm.embedded import Postgres, find_binaries, unpack
 from fsm.errors import BadInput
 from tests.support import binaries
@@ -46,8 +45,8 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without any server."""
     monkeypatch.delenv("PGBIN", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.setattr(embedded, "_package", lambda _: None)
-    monkeypatch.setattr(embedded, "SYSTEM", tmp_path / "system")
+    monkeypatch.setattr("fsm.embedded.binaries.package_folder", lambda _: None)
+    monkeypatch.setattr("fsm.embedded.binaries.SYSTEM", tmp_path / "system")
     return tmp_path
 
 
@@ -78,7 +77,9 @@ def test_sources_are_looked_at_in_the_order_promised(
     pgbin = fake_server(bare / "pgbin")
     given = fake_server(bare / "given")
     present: set[str] = set()
-    monkeypatch.setattr(embedded, "_package", lambda n: bare / n if n in present else None)
+    monkeypatch.setattr(
+        "fsm.embedded.binaries.package_folder", lambda n: bare / n if n in present else None
+    )
 
     monkeypatch.setenv("PATH", str(path))
     (bare / "system").rename(bare / "away")

@@ -18,7 +18,8 @@ import psycopg
 import pytest
 
 from fsm import embedded
-from fsm.embedded import EmbeddedError, Postgres
+from fsm.embedded import EmbeddedError, Postgres, lock_file, processes
+from fsm.embedded.account import Account
 from tests.support import binaries
 from tests.support.servers import Servers, run_sql
 
@@ -178,7 +179,7 @@ def test_nothing_is_left_of_a_closed_server(bin_dir: Path, end: str) -> None:
     with Postgres(bin_dir) as server:
         folder, port, postmaster = server.folder, server.port, server.pid
         pids = [postmaster, *backends(server)]
-        segment = server._lock_file()[6].split()[1]
+        segment = str(lock_file.shared_memory_of(server.data, server.pid))
         assert segment in segments()
         if end == "kill":
             server.kill()
@@ -273,7 +274,7 @@ def test_a_port_that_was_taken_meanwhile_is_replaced(
         rival.bind((embedded.HOST, 0))
         rival.listen()
         offers = iter([rival.getsockname()[1], free])
-        monkeypatch.setattr(embedded, "free_port", lambda: next(offers))
+        monkeypatch.setattr("fsm.embedded.server.free_port", lambda: next(offers))
         with prepared as server:
             assert server.port == free
             assert run_sql(server, "SELECT 1") == [(1,)]
@@ -309,7 +310,7 @@ def test_no_server_outlives_its_parent(bin_dir: Path, scratch: Path, number: int
         assert not gone(postmaster)
         owner.send_signal(number)
     assert eventually(lambda: gone(postmaster))
-    assert eventually(lambda: embedded._members((scratch / "s" / "data").resolve()) == [])
+    assert eventually(lambda: processes.members((scratch / "s" / "data").resolve()) == [])
 
 
 def test_a_server_outlives_the_thread_that_started_it(prepared: Postgres) -> None:
@@ -325,8 +326,8 @@ class TestRootWithoutUserNamespaces:
     @pytest.fixture(autouse=True)
     def nobody(self, monkeypatch: pytest.MonkeyPatch) -> pwd.struct_passwd:
         entry = pwd.getpwnam("nobody")
-        account = embedded._Account((), entry.pw_uid, entry.pw_gid)
-        monkeypatch.setattr(embedded, "_account", lambda: account)
+        account = Account((), entry.pw_uid, entry.pw_gid)
+        monkeypatch.setattr("fsm.embedded.account.current", lambda: account)
         return entry
 
     def test_the_server_runs_as_nobody(self, bin_dir: Path, nobody: pwd.struct_passwd) -> None:

