@@ -32,6 +32,11 @@ class Policy(BaseModel):
     max_elapsed: Seconds | None = None
     """Seconds that may be spent on errors of one class; None is unlimited."""
 
+    @property
+    def is_limited(self) -> bool:
+        """Does it allow only so many tries, or so much time?"""
+        return self.max_retries is not None or self.max_elapsed is not None
+
     def is_spent(self, failures: int, elapsed: float) -> bool:
         """Is no further try allowed, after so many failures and ``elapsed`` seconds on them?"""
         if self.max_retries is not None and failures > self.max_retries:

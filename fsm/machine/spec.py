@@ -112,6 +112,8 @@ class Event(_Part):
     paced_by: Name | None = None
     """The timer whose length passes before this event can come."""
     forgets_failures: bool = False
+    examples: dict[Name, str] = Field(default_factory=dict)
+    """Troubles that the classifier calls so, by their class, in an operator's words."""
 
 
 class OfLease(_Part):
@@ -166,6 +168,7 @@ class Row(_Part):
     """One transition."""
 
     id: Name
+    about: str = ""
     source: Annotated[
         tuple[State, ...],
         Field(min_length=1, strict=False),
@@ -288,6 +291,9 @@ def _unknown_names_of_vocabulary(spec: Spec) -> Iterator[Problem]:
             yield from _expect(("events", name, "sets", index), fact, spec.facts, "fact")
         if event_spec.paced_by is not None:
             yield from _expect(("events", name, "paced_by"), event_spec.paced_by, timers, "timer")
+        for error_class in event_spec.examples:
+            path: Path = ("events", name, "examples", error_class)
+            yield from _expect(path, error_class, spec.classes, "class")
     for policy_name, policy in spec.policies.items():
         for error_class in policy.by_class:
             path = ("policies", policy_name, "by_class", error_class)

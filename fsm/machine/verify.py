@@ -60,7 +60,12 @@ def walk(path: Sequence[Edge]) -> str:
 def verify(spec: Spec) -> list[Finding]:
     """Try all proofs; give what does not hold."""
     graph = _explore(spec)
-    return [*_loops(graph), *_broken_requirements(spec, graph), *_unreachable(graph)]
+    return [
+        *_loops(graph),
+        *_broken_requirements(spec, graph),
+        *_unreachable(graph),
+        *_deaf_to_stop(graph),
+    ]
 
 
 class _Graph:
@@ -115,6 +120,8 @@ def _is_answer(spec: Spec, event: str, node: _Node) -> bool:
 
 
 def _shortest(spec: Spec, timer: Timer) -> float:
+    if timer.policy is not None and timer.exhausted is None and _budgets_end(spec):
+        return 0.0  # nothing else is triggered when the budget is spent
     if timer.policy is not None:
         return min(
             policy.of_class(error_class).shortest()
@@ -124,6 +131,14 @@ def _shortest(spec: Spec, timer: Timer) -> float:
     if isinstance(timer.after, float):
         return timer.after * (1 - timer.shorten)
     return float("inf")
+
+
+def _budgets_end(spec: Spec) -> bool:
+    return any(
+        policy.of_class(error_class).is_limited
+        for policy in spec.policies.values()
+        for error_class in ("", *policy.by_class)
+    )
 
 
 def _take(spec: Spec, node: _Node, event: str, row: Row, *, delayed: bool) -> tuple[Edge, _Node]:
@@ -185,3 +200,14 @@ def _unreachable(graph: _Graph) -> Iterator[Finding]:
     for state in STATES:
         if state not in reached:
             yield Finding("every state is reachable", f"nothing leads to {state}", ())
+
+
+def _deaf_to_stop(graph: _Graph) -> Iterator[Finding]:
+    """Find the states that ``stop`` does not leave for Idle."""
+    found: set[State] = set()
+    for node, edges in graph.edges.items():
+        stops = any(edge.event == "stop" and edge.dest == INITIAL for edge, _ in edges)
+        if node.state != INITIAL and not stops and node.state not in found:
+            found.add(node.state)
+            what = f"stop does not lead from {node.state} to {INITIAL}"
+            yield Finding("every state can be stopped", what, graph.way[node])
