@@ -20,9 +20,11 @@ from fsm._version import __version__
 from fsm.delivery import Item, Transaction
 from fsm.errors import BadInput, LeaseLost, SlotFailed, SlotkeeperError, SpecError
 from fsm.keeper import Keeper
+from fsm.machine.diagram import FORMATS
 from fsm.machine.loader import load, shipped_path
 from fsm.machine.schema import json_schema
 from fsm.machine.verify import verify
+from fsm.output import write_out
 from fsm.postgres.changes import Message, Truncate
 from fsm.postgres.conninfo import redact
 from fsm.postgres.lsn import format_lsn
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
+    _refuse_misplaced_dsn(parser, sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(arguments)
     if rest:
         # Not shown as they are: a connection string without quotes ends up here, password and all.
@@ -75,6 +78,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         named = f"unknown option {', '.join(unknown)}" if unknown else "too many arguments"
         parser.error(f"{named}; a connection string with spaces is one argument, in quotes")
     return options
+
+
+def _refuse_misplaced_dsn(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Say what is wrong without the password that argparse would show."""
+    first = next((word for word in arguments if not word.startswith("-")), "")
+    if "=" in first or "/" in first or "@" in first:
+        parser.error("a connection string comes after the command, such as run")
 
 
 def _say(text: str) -> None:
@@ -92,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_check(commands)
     _add_schema(commands)
+    _add_diagram(commands)
+    _add_demo(commands)
     return parser
 
 
@@ -129,7 +141,6 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--lock-slice",
         type=float,
-        default=30.0,
         metavar="SECONDS",
         help="of one wait for the lock, which holds a snapshot meanwhile (default: 30)",
     )
@@ -154,6 +165,32 @@ def _add_schema(commands: Any) -> None:
     schema.set_defaults(command=_schema)
 
 
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="tell the story of one slot on a throw-away server, in less than a minute",
+        description=(
+            "Start a throw-away Postgres, a writer and two keepers of one slot; let a rival take "
+            "the slot, restart the server, kill a keeper, drop the publication; and tell what "
+            "happens meanwhile. Nothing is left behind."
+        ),
+    )
+    demo.add_argument("--json", action="store_true", help="print nothing but the figures, as JSON")
+    demo.set_defaults(command=_demo)
+
+
+def _add_diagram(commands: Any) -> None:
+    diagram = commands.add_parser("diagram", help="draw a states.yaml")
+    diagram.add_argument("file", nargs="?", type=Path, help="by default, the file that is shipped")
+    diagram.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="mermaid",
+        help="svg takes seconds, and the extra 'cli' (default: mermaid)",
+    )
+    diagram.set_defaults(command=_diagram)
+
+
 def _check(options: argparse.Namespace) -> int:
     path = options.file or shipped_path()
     try:
@@ -176,8 +213,19 @@ def _schema(_: argparse.Namespace) -> int:
     return OK
 
 
+def _demo(options: argparse.Namespace) -> int:
+    from fsm import demo  # noqa: PLC0415  (only the demo needs a server)
+
+    return demo.print_json() if options.json else demo.show()
+
+
+def _diagram(options: argparse.Namespace) -> int:
+    _write(sys.stdout, FORMATS[options.format](load(options.file or shipped_path())))
+    return OK
+
+
 def _write(stream: TextIO, text: str) -> None:
-    print(text, file=stream, flush=True)  # noqa: T201  (a command speaks)
+    print(text, file=stream, flush=True)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -244,7 +292,7 @@ async def _print_changes(keeper: Keeper, give_up_after: float | None) -> int:
         async for transaction in keeper:
             with suppress(LeaseLost):  # it comes again, here or to whoever has the slot now
                 async for batch in transaction.batches():
-                    _print_batch(transaction, batch)
+                    await _print_batch(transaction, batch)
                 await keeper.ack(transaction)
     return OK
 
@@ -259,10 +307,16 @@ async def _stream_within(keeper: Keeper, seconds: float) -> None:
         ) from None
 
 
-def _print_batch(transaction: Transaction, batch: list[Item]) -> None:
-    lines = [json.dumps(_as_json(transaction, item), ensure_ascii=False) for item in batch]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+async def _print_batch(transaction: Transaction, batch: list[Item]) -> None:
+    lines = b"".join(_line(_as_json(transaction, item)) for item in batch)
+    await write_out(sys.stdout.fileno(), lines)
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    try:
+        return f"{json.dumps(fields, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:  # Postgres' json may hold half of a surrogate pair
+        return f"{json.dumps(fields)}\n".encode()
 
 
 def _as_json(transaction: Transaction, item: Item) -> dict[str, Any]:

@@ -57,7 +57,9 @@ class Health:
     def _past_trouble(self) -> str:
         if self.error_class is None:
             return ""
-        return f"; {self.attempt} failures ({self.error_class}) are not yet forgotten"
+        failures = "1 failure" if self.attempt == 1 else f"{self.attempt} failures"
+        verb = "is" if self.attempt == 1 else "are"
+        return f"; {failures} ({self.error_class}) {verb} not yet forgotten"
 
     def _trouble(self) -> str:
         reason = (self.reason or "").rstrip(".")

@@ -30,6 +30,8 @@ REPLY_DELAY: Final = 0.02
 """Seconds by which acknowledgements are gathered into one reply."""
 LONGEST_LEASE: Final = 65_534
 """Seconds. Half of it is tcp_keepalives_idle, which Linux takes up to 32767 (tcp.c)."""
+LONGEST_SLICE: Final = 2_147_483
+"""Seconds. lock_timeout is a number of milliseconds in 32 bits."""
 
 
 @cache
@@ -56,10 +58,10 @@ class Keeper:
         publication: one publication's name, or several.
         slot_policy: ``require`` fails where the slot is missing, ``create`` creates it.
         lease: seconds within which a frozen or unreachable session loses lock and slot.
-        lock_slice: seconds of one wait for the lock. While it lasts, the wait holds a snapshot in
-            the database.
-        connect_timeout: seconds in which a session must be open.
-        revive_after: seconds after which Failed is left again; None stays in it.
+        lock_slice: seconds of one wait for the lock, which holds a snapshot in the database
+            meanwhile. None, here and below, means what the machine's file says (30).
+        connect_timeout: seconds in which a session must be open (15).
+        revive_after: seconds after which Failed is left again (the file: never).
         logical_messages: also hand over what pg_logical_emit_message() writes.
         lock_key: the advisory lock's key, instead of the one computed from ``lock_namespace`` and
             slot.
@@ -75,7 +77,7 @@ class Keeper:
         clock: time; tests bring their own.
         random: where jitter comes from.
         new_session: makes sessions; tests bring their own.
-        journal: where all is written down.
+        journal: where all is written down; of this keeper alone.
 
     Raises:
         BadInput: an argument cannot be used.
@@ -89,8 +91,8 @@ class Keeper:
         publication: str | Sequence[str],
         slot_policy: SlotPolicy = "require",
         lease: float = 10.0,
-        lock_slice: float = 30.0,
-        connect_timeout: float = 15.0,
+        lock_slice: float | None = None,
+        connect_timeout: float | None = None,
         revive_after: float | None = None,
         logical_messages: bool = False,
         lock_key: int | None = None,
@@ -110,8 +112,18 @@ class Keeper:
         self.slot = slot
         self.journal = Journal() if journal is None else journal
         self._clock: Clock = clock or RealClock()
-        self._revives = revive_after is not None
-        _refuse_unusable(slot_policy, lease, lock_slice, attempt_rate, attempt_burst)
+        machine = spec or shipped()
+        named = {
+            "lock_slice": lock_slice,
+            "connect_timeout": connect_timeout,
+            "revive_after": revive_after,
+        }
+        chosen = {name: length for name, length in named.items() if length is not None}
+        lengths = _timer_lengths(machine, lease, {**chosen, **(timers or {})})
+        self._revives = lengths.get("revive_after") is not None
+        longest_slice = lengths.get("lock_slice") or LONGEST_SLICE
+        _refuse_unusable(slot_policy, lease, buffer_bytes)
+        _refuse_unusable_rate(attempt_rate, attempt_burst, longest_slice)
         settings = SessionSettings.of(
             dsn,
             slot=slot,
@@ -121,7 +133,7 @@ class Keeper:
             lock_key=lock_key,
             lock_namespace=lock_namespace,
             application_name=application_name,
-            connect_timeout=connect_timeout,
+            connect_timeout=lengths.get("connect_timeout") or LONGEST_SLICE,
         )
         classifier = classifier or Classifier.shipped()
         self._delivery = Delivery(buffer_bytes, self._report)
@@ -132,19 +144,14 @@ class Keeper:
             slot=slot,
             slot_policy=slot_policy,
             lease=lease,
-            slice_length=lambda: self._actor.timers.length("lock_slice") or lock_slice,
+            slice_length=lambda: self._actor.timers.length("lock_slice") or longest_slice,
         )
         self._engine = Engine(
-            spec or shipped(),
+            machine,
             random=random or SystemRandom(),
             lease=lease,
             governor=Governor(attempt_rate, attempt_burst),
-            lengths={
-                "connect_timeout": connect_timeout,
-                "lock_slice": lock_slice,
-                "revive_after": revive_after,
-                **(timers or {}),
-            },
+            lengths=lengths,
             table=None if spec else _shipped_table(),
         )
         self._actor = Actor(
@@ -153,6 +160,7 @@ class Keeper:
         self._written: State = self._engine.state
         """The state that the journal tells of; the machine may be on its way to another one."""
         self._task: asyncio.Task[None] | None = None
+        self._broke = False
         self._reply: TimerHandle | None = None
         self._stop_listening: Callable[[], None] | None = None
 
@@ -188,8 +196,9 @@ class Keeper:
     async def _run(self) -> None:
         try:
             await self._actor.run()
-        except Exception as error:
-            self._delivery.fail(_of_bug(error))
+        except ExceptionGroup as group:
+            self._broke = True
+            self._delivery.fail(_of_bug(_first_of(group)))
             raise
 
     async def _end(self) -> None:
@@ -202,6 +211,8 @@ class Keeper:
         finally:
             if self._reply is not None:
                 self._reply.cancel()
+            if not self._broke:
+                self._actor.end()
             with suppress(SessionError):
                 self._operations.send_status()
             self._operations.close_session()
@@ -228,7 +239,8 @@ class Keeper:
 
     def reset(self) -> None:
         """Forget all failures; leave BackingOff or Failed and try again."""
-        self._delivery.fail(None)
+        if not self._broke:
+            self._delivery.fail(None)
         self._actor.tell("reset")
 
     # Its changes.
@@ -397,17 +409,46 @@ def _of_bug(error: Exception) -> SlotFailed:
     return failed
 
 
-def _refuse_unusable(
-    slot_policy: str, lease: float, lock_slice: float, attempt_rate: float, attempt_burst: int
-) -> None:
+def _first_of(group: ExceptionGroup[Exception]) -> Exception:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
+
+
+def _timer_lengths(
+    spec: Spec, lease: float, chosen: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """Give the length of each timer: what the host chose, or else what the file says."""
+    lengths = {
+        name: timer.seconds(lease)
+        for state in spec.states.values()
+        for name, timer in state.timers.items()
+        if timer.policy is None
+    }
+    for name, length in chosen.items():
+        if name not in lengths:
+            known = ", ".join(sorted(lengths))
+            raise BadInput(f"there is no timer '{name}'; the timers are {known}")
+        if length is not None and not 0 < length <= LONGEST_SLICE:
+            raise BadInput(
+                f"{name} is {length:g} s; it must be above 0 and at most {LONGEST_SLICE} s"
+            )
+    return {**lengths, **chosen}
+
+
+def _refuse_unusable(slot_policy: str, lease: float, buffer_bytes: int) -> None:
     if slot_policy not in ("require", "create"):
         raise BadInput(f"slot_policy is '{slot_policy}'; it is 'require' or 'create'")
     if not 1 <= lease <= LONGEST_LEASE:
         raise BadInput(f"lease is {lease:g} s; it must be from 1 s to {LONGEST_LEASE} s")
+    if buffer_bytes < 1:
+        raise BadInput(f"buffer_bytes is {buffer_bytes}; it must be at least 1")
+
+
+def _refuse_unusable_rate(attempt_rate: float, attempt_burst: int, lock_slice: float) -> None:
     if not attempt_rate > 0 or attempt_burst < 1:
         raise BadInput("attempt_rate must be above 0 and attempt_burst at least 1")
-    if not lock_slice >= 2 / attempt_rate:
+    if not 2 / attempt_rate <= lock_slice:
         raise BadInput(
-            f"lock_slice is {lock_slice:g} s; at attempt_rate {attempt_rate:g} it must be at least "
-            f"{2 / attempt_rate:g} s"
+            f"lock_slice is {lock_slice:g} s; at attempt_rate {attempt_rate:g} it must be from "
+            f"{2 / attempt_rate:g} s to {LONGEST_SLICE} s"
         )

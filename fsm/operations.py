@@ -94,7 +94,7 @@ class Operations:
         """Do what is done at once; see ``fsm.runtime.actor.Performer``."""
         match action:
             case "send_status":
-                self.send_status()
+                self._report_status()
             case "end_stream":
                 await self._end_stream()
             case "close_session":
@@ -208,6 +208,7 @@ class Operations:
                 await session.start(max(self._delivery.progress.flushed, self._confirmed()))
             except SessionError as error:
                 if error.sqlstate != _SLOT_IN_USE:
+                    error.facts["previously_streamed"] = self._feed is not None
                     raise
                 lingering = await self._find_holder(session, error)
                 if not lingering or self._clock.monotonic() + pause > deadline:
@@ -266,6 +267,14 @@ class Operations:
         """Tell the server what is flushed, where a stream is open."""
         if self.session is not None and self._feed is not None and not self._feed.ended:
             self.session.acknowledge(self._delivery.progress.flushed)
+
+    def _report_status(self) -> None:
+        try:
+            self.send_status()
+        except SessionError:
+            # While the stream is read, its reader meets the same end, and knows why.
+            if self.session is None or not self.session.reading:
+                raise
 
     async def _end_stream(self) -> None:
         if self.session is not None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 END_OF_STREAM: Final = 1.0
 """Seconds that the server is given to answer CopyDone."""
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_OF_PUBLICATIONS: Final = ("42704", "55000")
+"""SQLSTATEs of a stream that lacks a publication: the error of 14-17, the warning of 18."""
 _MAX_KEY: Final = 2**63
 
 
@@ -236,12 +238,18 @@ class PostgresSession:
             raise
 
     def _name_publication(self, error: SessionError) -> None:
-        """Add which publication an error may be about; what the error means is decided without."""
-        names = self._settings.publications
-        message = error.facts.get("message") or ""
-        meant = names if len(names) == 1 else [name for name in names if name in message]
-        if len(meant) == 1:
-            error.facts.setdefault("publication", meant[0])
+        """Say which publication an error is about, where that is plain.
+
+        What the error means is decided without the message, which is translated.
+        """
+        for one in (error, error.__cause__):
+            if not isinstance(one, SessionError) or one.sqlstate not in _OF_PUBLICATIONS:
+                continue
+            names = self._settings.publications
+            message = one.facts.get("message") or ""
+            meant = names if len(names) == 1 else [name for name in names if name in message]
+            if len(meant) == 1:
+                one.facts.setdefault("publication", meant[0])
 
     def acknowledge(self, lsn: int, *, request_reply: bool = False) -> None:
         """Send a standby status update."""

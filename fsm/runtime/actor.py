@@ -22,7 +22,10 @@ class Performer(Protocol):
         """Give the operation of an action: it returns the event that answers it, or raises."""
 
     async def perform(self, action: str) -> None:
-        """Carry out an action that is done at once. What it raises is written down, and passes."""
+        """Carry out an action that is done at once.
+
+        A SessionError becomes an event; anything else is written down, and passes.
+        """
 
     def phase_error(self, trigger: str) -> SessionError:
         """Give the error that a timer's trigger stands for."""
@@ -80,6 +83,13 @@ class Actor:
     async def settled(self) -> None:
         """Wait until all that was sent so far is taken, and what is done at once for it is done."""
         await self._queue.join()
+
+    def end(self) -> None:
+        """Note that it was stopped, where it runs no more; what that asks for is the caller's."""
+        step = self.engine.handle(Happening("stop"), self._clock.monotonic())
+        if step.outcome is Outcome.MOVED:
+            self.entered_at = self._clock.monotonic()
+            self._write(step)
 
     async def run(self) -> None:
         """Run until cancelled. What runs on its behalf ends with it."""
@@ -157,6 +167,8 @@ class Actor:
     async def _perform(self, action: str, step: Step) -> None:
         try:
             await self._performer.perform(action)
+        except SessionError as error:
+            self._send_error(error, step.visit)
         except Exception as error:  # noqa: BLE001  (an action that only lets go cannot be let fail)
             self._note(step, f"{action} did not end well: {error}")
 

@@ -196,6 +196,9 @@ class MemoryServer:
         """Take from a session that ends what it held; the next in turn gets the lock."""
         if session in self.sessions:
             self.sessions.remove(session)
+        for waiting, turn in self._lock_queue:
+            if waiting is session:
+                _resolve(turn)
         if self._slot_owner is session:
             self._slot_owner = None
             self._set_slot(active_pid=None)
@@ -244,7 +247,6 @@ class MemorySession:
         self.acknowledged: list[int] = []
         self.ended_gracefully = False
         self._server = server
-        self._open = False
         self._next = 0
         self._inbox: Inbox | None = None
         self._broken: SessionError | None = None
@@ -256,8 +258,7 @@ class MemorySession:
 
     async def open(self) -> ServerFacts:
         """Connect."""
-        await self._server.answer("open")
-        self._open = True
+        await self._answer("open")
         self._server.sessions.append(self)
         return ServerFacts(
             system_id=self._server.system_id,
@@ -352,7 +353,7 @@ class MemorySession:
 
     def close(self) -> None:
         """Close."""
-        self._open = False
+        self._broken = self._broken or refusal("connect", None, closed=True)
         self._inbox = None
         self._server.release(self)
 

@@ -65,16 +65,14 @@ class Command:
                 stream.close()
 
     def _pump(self, stream: IO[str] | None, lines: list[str]) -> threading.Thread:
-        assert stream is not None
-        thread = threading.Thread(target=lambda: lines.extend(self._kept(stream, lines)))
+        def pump() -> None:
+            assert stream is not None
+            for line in stream:
+                lines.append(line.rstrip("\n"))  # noqa: PERF401  (each is to be seen at once)
+
+        thread = threading.Thread(target=pump)
         thread.start()
         return thread
-
-    @staticmethod
-    def _kept(stream: IO[str], lines: list[str]) -> list[str]:
-        for line in stream:
-            lines.append(line.rstrip("\n"))
-        return []
 
     @property
     def changes(self) -> list[dict[str, Any]]:

@@ -62,9 +62,7 @@ class Source:
 
     def insert(self, first: int, last: int) -> None:
         """One transaction with the rows ``first`` to ``last``."""
-        self.database.sql(
-            f"INSERT INTO t SELECT g, 'row' FROM generate_series({first}, {last}) g"
-        )
+        self.database.sql(f"INSERT INTO t SELECT g, 'row' FROM generate_series({first}, {last}) g")
 
     def insert_each(self, first: int, last: int, *, at_once: int = 1) -> None:
         """Many transactions, of ``at_once`` rows each."""
@@ -72,6 +70,11 @@ class Source:
             f"DO $$ BEGIN FOR i IN {first}..{last} LOOP INSERT INTO t VALUES (i, 'row');"
             f" IF (i - {first} + 1) % {at_once} = 0 THEN COMMIT; END IF; END LOOP; END $$"
         )
+
+    def reconnect(self) -> None:
+        """Forget the connection of ``database.sql``: the server was restarted."""
+        if self.database._connection is not None:
+            self.database._connection.close()
 
     def slot_row(self) -> dict[str, Any]:
         """The slot as the server shows it; empty where there is none."""
@@ -111,13 +114,23 @@ class Source:
         return [pid for (pid,) in found]
 
 
+def id_of(item: Any) -> int:
+    """The id of a row that was inserted or updated."""
+    return int(item.new["id"])
+
+
+async def ids_of(transaction: fsm.Transaction) -> list[int]:
+    """Read a transaction to its end: the ids of its rows."""
+    return [id_of(item) async for item in transaction]
+
+
 async def read(keeper: fsm.Keeper, count: int, *, seconds: float = 60.0) -> list[int]:
-    """Read and acknowledge whole transactions until there are ``count`` rows of ``t``: their ids."""
+    """Read and acknowledge whole transactions with ``count`` rows of ``t`` or more: their ids."""
     ids: list[int] = []
     async with asyncio.timeout(seconds):
         while len(ids) < count:
             transaction = await anext(keeper)
-            ids += [change.new["id"] async for change in transaction]
+            ids += await ids_of(transaction)
             await keeper.ack(transaction)
     return ids
 
@@ -147,6 +160,11 @@ async def until(condition: Callable[[], object], *, seconds: float = 15.0) -> bo
             return False
         await asyncio.sleep(0.02)
     return True
+
+
+async def confirmed_up_to(source: Source, position: int, *, seconds: float = 15.0) -> bool:
+    """Wait until the slot's confirmed_flush_lsn has reached a position."""
+    return await until(lambda: source.confirmed() >= position, seconds=seconds)
 
 
 def eventually(condition: Callable[[], object], *, seconds: float = 15.0) -> bool:

@@ -45,7 +45,9 @@ def test_a_record_is_plain_data_with_its_version() -> None:
 
 
 def test_version_1_has_the_fields_that_readers_count_on() -> None:
-    promised = "seq wall mono visit state trigger dest error_class action attempt delay facts detail"
+    promised = (
+        "seq wall mono visit state trigger dest error_class action attempt delay facts detail"
+    )
     assert set(promised.split()) <= {one.name for one in dataclasses.fields(Record)}
 
 

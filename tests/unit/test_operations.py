@@ -11,7 +11,7 @@ from fsm.errors import SessionError
 from fsm.operations import LINGER, Operations, SlotPolicy, finding_about
 from fsm.testing import MemoryServer, MemorySession, VirtualClock
 from fsm.testing.session import FIRST_LSN, fresh_slot, refusal
-from tests.support.memory import settle
+from tests.support.keepers import settle
 
 
 class Scene:
@@ -153,7 +153,7 @@ async def test_the_same_server_with_all_that_was_confirmed_is_followed_on() -> N
 
 # --- the slot
 
-UNFIT = {
+UNFIT: dict[str, dict[str, Any]] = {
     "slot_is_physical": {"slot_type": "physical", "plugin": None, "database": None},
     "slot_of_other_database": {"same_database": False, "database": "other"},
     "slot_of_other_plugin": {"plugin": "wal2json"},
@@ -165,8 +165,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("finding", UNFIT)
 def test_what_makes_a_slot_unfit_is_found(finding: str) -> None:
-    fields: dict[str, Any] = UNFIT[finding]
-    assert finding_about(replace(fresh_slot(), **fields)) == finding
+    assert finding_about(replace(fresh_slot(), **UNFIT[finding])) == finding
 
 
 @pytest.mark.parametrize("reason", ["rows_removed", "wal_level_insufficient", "idle_timeout"])
@@ -184,8 +183,7 @@ def test_a_slot_that_can_still_be_streamed_is_fit(wal_status: str | None) -> Non
 @pytest.mark.parametrize("finding", UNFIT)
 async def test_an_unfit_slot_is_an_error_that_names_it(finding: str) -> None:
     scene = Scene()
-    fields: dict[str, Any] = UNFIT[finding]
-    scene.server.slot_facts = replace(fresh_slot(), **fields)
+    scene.server.slot_facts = replace(fresh_slot(), **UNFIT[finding])
     await scene.run("open_session", "take_lock")
     error = await scene.error_of("inspect_slot")
     assert (error.phase, error.facts["finding"]) == ("start", finding)
@@ -443,7 +441,7 @@ async def test_work_is_shown_when_the_server_was_heard_after_the_stream_began() 
     ("silent_for", "asked", "given_up"), [(4.9, 0, False), (5.0, 1, False), (10.0, 0, True)]
 )
 async def test_silence_is_answered_by_asking_at_half_the_lease_and_giving_up_after_it(
-    silent_for: float, asked: int, given_up: bool
+    *, silent_for: float, asked: int, given_up: bool
 ) -> None:
     scene = Scene(lease=10)
     scene.server.mute = True
