@@ -1,7 +1,6 @@
 """slotkeeper: keeps a Postgres replication slot and streams its changes to a Python program."""
 
 from fsm._version import __version__
-from fsm.delivery import Transaction
 from fsm.errors import (
     AckRefused,
     BadInput,
@@ -17,6 +16,7 @@ from fsm.keeper import Keeper
 from fsm.postgres.changes import UNCHANGED, Change, Row
 from fsm.postgres.lsn import format_lsn, parse_lsn
 from fsm.runtime.journal import Journal, Record
+from fsm.transaction import Transaction
 
 __all__ = [
     "UNCHANGED",

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from fsm._version import __version__
-from fsm.delivery import Item, Transaction
 from fsm.errors import BadInput, LeaseLost, SlotFailed, SlotkeeperError, SpecError
+from fsm.feed import Item
 from fsm.keeper import Keeper
 from fsm.machine.diagram import FORMATS
 from fsm.machine.loader import load, shipped_path
@@ -29,6 +29,7 @@ from fsm.postgres.changes import Message, Truncate
 from fsm.postgres.conninfo import redact
 from fsm.postgres.lsn import format_lsn
 from fsm.runtime.journal import Record
+from fsm.transaction import Transaction
 
 
 class GaveUp(SlotkeeperError):

@@ -10,7 +10,7 @@ from random import Random, SystemRandom
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from fsm.delivery import Delivery, Transaction
+from fsm.delivery import Delivery
 from fsm.errors import BadInput, SessionError, SlotFailed
 from fsm.health import Health
 from fsm.machine.engine import Engine, Table
@@ -25,6 +25,7 @@ from fsm.runtime.actor import Actor
 from fsm.runtime.clock import Clock, RealClock, TimerHandle
 from fsm.runtime.journal import Journal, Record
 from fsm.runtime.session import Session
+from fsm.transaction import Transaction
 
 REPLY_DELAY: Final = 0.02
 """Seconds by which acknowledgements are gathered into one reply."""

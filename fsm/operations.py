@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Literal, TypeAlias
 
-from fsm.delivery import Delivery, Feed
+from fsm.delivery import Delivery
 from fsm.errors import Phase, SessionError
+from fsm.feed import Feed
 from fsm.runtime.clock import Clock
 from fsm.runtime.session import Holder, ServerFacts, Session, SlotFacts
 

@@ -7,9 +7,10 @@ from random import Random
 from typing import Any
 
 import fsm
-from fsm.delivery import Item, Transaction
+from fsm.feed import Item
 from fsm.postgres.changes import Insert
 from fsm.testing import MemoryServer
+from fsm.transaction import Transaction
 
 
 class Middle(Random):

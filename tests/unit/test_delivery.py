@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsm.delivery import Delivery, Feed, Transaction
+from fsm.delivery import Delivery
 from fsm.errors import AckRefused, DecodeError, LeaseLost, SlotFailed
+from fsm.feed import Feed
 from fsm.postgres.changes import Insert, Message, Truncate
 from fsm.testing import pgoutput
+from fsm.transaction import Transaction
 from tests.support.keepers import row_of, rows_of, settle
 
 OID = 16384
