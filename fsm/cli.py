@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from fsm.machine.schema import json_schema
 from fsm.machine.verify import verify
 from fsm.output import write_out
 from fsm.postgres.changes import Message, Truncate
-from fsm.postgres.conninfo import redact
+from fsm.postgres.conninfo import may_hold_secret, redact
 from fsm.postgres.lsn import format_lsn
 from fsm.runtime.journal import Record
 from fsm.transaction import Transaction
@@ -39,6 +40,8 @@ class GaveUp(SlotkeeperError):
 OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
+FINISH: Final = 1.0
+"""Seconds that a transaction which is being written is given when a stop is asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output is gone; so that Python does not complain of it while it exits:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        _say(f"cannot write what was read: {error.strerror}; make room, or write elsewhere")
+        return FAILED
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -86,6 +92,21 @@ def _refuse_misplaced_dsn(parser: argparse.ArgumentParser, arguments: Sequence[s
     first = next((word for word in arguments if not word.startswith("-")), "")
     if "=" in first or "/" in first or "@" in first:
         parser.error("a connection string comes after the command, such as run")
+
+
+def _seconds(text: str) -> float:
+    """Read an option in seconds. What was given is not repeated: it may be a misplaced DSN."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("expected a number of seconds") from None
+
+
+def _file(text: str) -> Path:
+    """Read the name of a file, unless it looks like a misplaced DSN."""
+    if may_hold_secret(text):
+        raise argparse.ArgumentTypeError("expected the name of a file, not a connection string")
+    return Path(text)
 
 
 def _say(text: str) -> None:
@@ -134,30 +155,30 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--create-slot", action="store_true", help="create the slot if it is missing")
     run.add_argument(
         "--lease",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="after which a frozen or unreachable session loses the slot (default: 10)",
     )
     run.add_argument(
         "--lock-slice",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="of one wait for the lock, which holds a snapshot meanwhile (default: 30)",
     )
     run.add_argument(
         "--give-up-after",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="exit with 1 unless it streams within this time (default: the policies decide)",
     )
-    run.add_argument("--machine", type=Path, metavar="FILE", help="another states.yaml")
+    run.add_argument("--machine", type=_file, metavar="FILE", help="another states.yaml")
     run.set_defaults(command=_run)
 
 
 def _add_check(commands: Any) -> None:
     check = commands.add_parser("check", help="read a states.yaml and prove what it promises")
-    check.add_argument("file", nargs="?", type=Path, help="by default, the file that is shipped")
+    check.add_argument("file", nargs="?", type=_file, help="by default, the file that is shipped")
     check.set_defaults(command=_check)
 
 
@@ -182,7 +203,7 @@ def _add_demo(commands: Any) -> None:
 
 def _add_diagram(commands: Any) -> None:
     diagram = commands.add_parser("diagram", help="draw a states.yaml")
-    diagram.add_argument("file", nargs="?", type=Path, help="by default, the file that is shipped")
+    diagram.add_argument("file", nargs="?", type=_file, help="by default, the file that is shipped")
     diagram.add_argument(
         "--format",
         choices=FORMATS,
@@ -230,6 +251,11 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if sys.stdout is None:
+        raise BadInput("standard output is closed, and changes are written there")
+    limit = options.give_up_after
+    if limit is not None and not 0 < limit < math.inf:
+        raise BadInput(f"--give-up-after is {limit:g} s; it must be a number of seconds above 0")
     spec = load(options.machine) if options.machine else None
     keeper = Keeper(
         options.dsn,
@@ -250,8 +276,9 @@ def _run(options: argparse.Namespace) -> int:
 async def _stream(keeper: Keeper, give_up_after: float | None) -> int:
     keeper.journal.listen(_tell)
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(_print_changes(keeper, give_up_after))
-    stopping = _Stopping(keeper, task)
+    at_hand = asyncio.Lock()
+    task = asyncio.create_task(_print_changes(keeper, give_up_after, at_hand))
+    stopping = _Stopping(keeper, task, at_hand)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.ask)
     try:
@@ -263,19 +290,34 @@ async def _stream(keeper: Keeper, give_up_after: float | None) -> int:
 
 
 class _Stopping:
-    """The first signal stops gracefully, the second at once."""
+    """The first signal stops gracefully, the second at once.
 
-    def __init__(self, keeper: Keeper, task: asyncio.Task[int]) -> None:
+    Args:
+        keeper: is stopped.
+        task: prints what it gives.
+        at_hand: locked while a transaction is being written.
+    """
+
+    def __init__(self, keeper: Keeper, task: asyncio.Task[int], at_hand: asyncio.Lock) -> None:
         self._keeper = keeper
         self._task = task
+        self._at_hand = at_hand
         self._graceful: asyncio.Task[None] | None = None
 
     def ask(self) -> None:
         """Take a signal."""
         if self._graceful is None:
-            self._graceful = asyncio.create_task(self._keeper.stop())
+            self._graceful = asyncio.create_task(self._stop())
         else:
             self._task.cancel()
+
+    async def _stop(self) -> None:
+        """Let what is being written be acknowledged first, so that it does not come again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FINISH):
+                await self._at_hand.acquire()
+        await self._keeper.stop()
+        self._task.cancel()
 
     async def finished(self) -> None:
         """Wait for what was begun."""
@@ -286,15 +328,16 @@ class _Stopping:
             await self._graceful
 
 
-async def _print_changes(keeper: Keeper, give_up_after: float | None) -> int:
+async def _print_changes(keeper: Keeper, give_up_after: float | None, at_hand: asyncio.Lock) -> int:
     async with keeper:
         if give_up_after is not None:
             await _stream_within(keeper, give_up_after)
         async for transaction in keeper:
-            with suppress(LeaseLost):  # it comes again, here or to whoever has the slot now
-                async for batch in transaction.batches():
-                    await _print_batch(transaction, batch)
-                await keeper.ack(transaction)
+            async with at_hand:
+                with suppress(LeaseLost):  # it comes again, here or to whoever has the slot now
+                    async for batch in transaction.batches():
+                        await _print_batch(transaction, batch)
+                    await keeper.ack(transaction)
     return OK
 
 

@@ -101,7 +101,7 @@ class Keeper:
         application_name: str | None = None,
         buffer_bytes: int = 8 * 1024 * 1024,
         attempt_rate: float = 1.0,
-        attempt_burst: int = 5,
+        attempt_burst: int = 10,
         spec: Spec | None = None,
         timers: Mapping[str, float | None] | None = None,
         classifier: Classifier | None = None,
@@ -341,11 +341,9 @@ class Keeper:
         return reached
 
     async def _reach(self, *states: str) -> State:
-        if self._task is not None:
-            await self._settled(self._task)
-        if self._written in states:
-            return self._written
         if self._task is None:
+            if self._written in states:
+                return self._written
             raise BadInput("this keeper does not run; use it in 'async with'")
         reached: asyncio.Future[State] = asyncio.get_running_loop().create_future()
 
@@ -356,6 +354,9 @@ class Keeper:
         stop_listening = self.journal.listen(look)
         either: set[asyncio.Future[Any]] = {reached, self._task}
         try:
+            await self._settled(self._task)
+            if self._written in states:
+                return self._written
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stop_listening()

@@ -67,6 +67,8 @@ class Operations:
         self._feed: Feed | None = None
         self._streaming_since = 0.0
         self._pinging = False
+        self._branched = False
+        self._moved: tuple[int, int] | None = None
         self._operations: dict[str, Callable[[Session], Coroutine[Any, Any, str | None]]] = {
             "take_lock": self._take_lock,
             "inspect_slot": self._inspect_slot,
@@ -123,6 +125,8 @@ class Operations:
             facts["lock_holder"] = str(session.lock_holder)
         if self.holder is not None:
             facts["holder"] = str(self.holder)
+        if self._moved is not None:
+            facts["moved_by_another"] = {"from": self._moved[0], "to": self._moved[1]}
         return facts
 
     # Operations.
@@ -136,16 +140,22 @@ class Operations:
         return "session_opened"
 
     def _refuse_another_history(self, server: ServerFacts) -> None:
-        """A server that is not the one we followed would silently skip what it thinks we have."""
+        """A server that is not the one we followed would silently skip what it thinks we have.
+
+        After a promotion the histories part where the old timeline was left. What was flushed
+        before that is common; what the host has unacknowledged may not be.
+        """
         known = self.server
-        flushed = self._delivery.progress.flushed
-        if known is None or (
-            known.system_id == server.system_id and flushed <= server.wal_position
-        ):
+        if known is None:
+            return
+        common = server.left_at(known.timeline) if server.system_id == known.system_id else None
+        if common is not None and self._delivery.progress.flushed <= common:
+            self._branched = self._branched or server.timeline != known.timeline
             return
         raise SessionError(
-            f"the server (system identifier {server.system_id}) does not continue the history "
-            f"that was followed (system identifier {known.system_id})",
+            f"the server (system identifier {server.system_id}, timeline {server.timeline}) does "
+            f"not continue the history that was followed (system identifier {known.system_id}, "
+            f"timeline {known.timeline})",
             phase="startup",
             facts={"finding": "divergence", "slot": self._name},
         )
@@ -191,7 +201,13 @@ class Operations:
     async def _start_stream(self, session: Session) -> str:
         await self._start_past_our_own_walsender(session)
         # Only now: a rival may have moved the slot while START was refused because of it.
-        moved_by_another = self._delivery.progress.adopt(self._confirmed())
+        progress = self._delivery.progress
+        before = progress.flushed
+        moved_by_another = progress.adopt(self._confirmed())
+        self._moved = (before, progress.flushed) if moved_by_another else None
+        if self._branched:
+            progress.forget_outstanding()
+        moved_by_another, self._branched = moved_by_another or self._branched, False
         self.holder = None
         self._streaming_since = self._clock.monotonic()
         self._feed = self._delivery.begin_session(moved_by_another=moved_by_another)
@@ -248,10 +264,14 @@ class Operations:
         return None
 
     async def _check_work(self, session: Session) -> str | None:
-        return "work_shown" if session.last_received > self._streaming_since else None
+        if session.last_received > self._streaming_since:
+            return "work_shown"
+        session.acknowledge(self._delivery.progress.flushed, request_reply=True)
+        return None
 
     async def _check_silence(self, session: Session) -> None:
-        silent_for = self._clock.monotonic() - max(session.last_received, self._streaming_since)
+        heard = max(session.last_received, session.reading_since, self._streaming_since)
+        silent_for = self._clock.monotonic() - heard
         if not session.reading or silent_for < self._lease / 2:
             return
         if silent_for >= self._lease:
@@ -285,6 +305,7 @@ class Operations:
         """Close what is open; lock, slot and stream go with it."""
         self._delivery.end_session()
         self.holder = None
+        self._moved = None
         self._pinging = False
         session, self.session = self.session, None
         if session is None:

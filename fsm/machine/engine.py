@@ -122,6 +122,7 @@ class _Position:
     trigger: Callable[..., bool]
 
     def __init__(self) -> None:
+        self.state = INITIAL
         self.facts: set[str] = set()
         self.fired: TableRow | None = None
 
@@ -204,7 +205,7 @@ class Engine:
         self._lengths = lengths or {}
         self._table = table or Table.of(spec)
         self._position = _Position()
-        self._table.machine.add_model(self._position, initial=INITIAL)
+        self._on_table = False
         self._armed: dict[str, _Armed] = {}
         self._reported: set[str] = set()
         self._streaks: dict[tuple[str, str], _Streak] = {}
@@ -222,8 +223,10 @@ class Engine:
         return frozenset(self._position.facts)
 
     def forget(self) -> None:
-        """Take this engine off the shared table."""
-        self._table.machine.remove_model(self._position)
+        """Take this engine off the shared table, onto which its first event put it."""
+        if self._on_table:
+            self._table.machine.remove_model(self._position)
+            self._on_table = False
 
     def handle(self, event: Happening, now: float) -> Step:
         """Decide about one event.
@@ -232,6 +235,9 @@ class Engine:
             event: what happened.
             now: seconds, monotonic.
         """
+        if not self._on_table:
+            self._table.machine.add_model(self._position, initial=self.state)
+            self._on_table = True
         source = self.state
         if event.visit is not None and event.visit != self.visit:
             self.late += 1
@@ -292,6 +298,7 @@ class Engine:
         actions: tuple[str, ...] = LETTING_GO
         if row is not None and row.dest == "BackingOff":
             actions = tuple(action for action in row.do if not self._is_operation(action))
+        actions = tuple(action for action in actions if action in self.spec.actions)
         self._table.machine.set_state("BackingOff", self._position)
         forced = Row(
             id="governor_intervenes",
@@ -307,6 +314,8 @@ class Engine:
         self, row: Row, event: Happening, source: State, now: float, *, governed: bool = False
     ) -> Step:
         self._apply_effects(event, row.do)
+        if row.lands_in(source) == INITIAL or self._is_progress(event):
+            self._settle_charge(now)
         failure = self._count_failure(row, event, now)
         if failure is not None:
             self.failure = failure
@@ -351,11 +360,20 @@ class Engine:
             return None
         policy_name, error_class = kind
         streak = self._streaks.setdefault(kind, _Streak())
-        if self._charged_to is not None:
-            self._charged_to.elapsed += now - self._charged_at
+        self._settle_charge(now)
         self._charged_to, self._charged_at = streak, now
         streak.failures += 1
         return Failure(policy_name, error_class, streak.failures, self._draw_delay(kind, streak))
+
+    def _is_progress(self, event: Happening) -> bool:
+        event_spec = self.spec.events.get(event.name)
+        return event_spec is not None and event_spec.sender == "session"
+
+    def _settle_charge(self, now: float) -> None:
+        """Charge the time since the last failure to its kind; what comes now is not its doing."""
+        if self._charged_to is not None:
+            self._charged_to.elapsed += now - self._charged_at
+        self._charged_to = None
 
     def _kind_of_failure(self, row: Row, event: Happening) -> tuple[str, str] | None:
         if row.blame:

@@ -6,7 +6,6 @@ here and handed over as ``hostaddr`` (docs: libpq-connect.html, PQconnectStartPa
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import inspect
 import ipaddress
@@ -22,6 +21,7 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from fsm.errors import BadInput, SessionError
+from fsm.postgres import resolve
 
 DsnValue: TypeAlias = str | Mapping[str, Any]
 """A libpq connection string (URL or keywords), or its keywords as a mapping."""
@@ -454,9 +454,8 @@ async def _resolved(target: _Target) -> list[_Target]:
         return [target]
     if _is_address(target.host):
         return [target._replace(hostaddr=target.host)]
-    loop = asyncio.get_running_loop()
     try:
-        answer = await loop.getaddrinfo(target.host, None, type=socket.SOCK_STREAM)
+        answer = await resolve.addresses(target.host)
     except OSError as error:
         raise _unresolved(target.host, error) from error
     return [target._replace(hostaddr=str(entry[4][0])) for entry in answer]

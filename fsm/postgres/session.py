@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from fsm.errors import BadInput, SessionError
+from fsm.errors import BadInput, SessionError, SlotkeeperError
 from fsm.postgres import conninfo, lock
 from fsm.postgres import slot as _slot
 from fsm.postgres.lsn import parse_lsn
@@ -32,7 +32,7 @@ _MAX_KEY: Final = 2**63
 class SessionSettings:
     """What all sessions of a keeper have in common."""
 
-    dsn: Dsn
+    dsn: Dsn = field(repr=False)
     slot: str
     publications: tuple[str, ...]
     lease: float
@@ -102,6 +102,11 @@ class PostgresSession:
         return self._stream.last_received if self._stream else 0.0
 
     @property
+    def reading_since(self) -> float:
+        """Since when the stream is being read without a pause; 0 before."""
+        return self._stream.reading_since if self._stream else 0.0
+
+    @property
     def reading(self) -> bool:
         """The stream is being read."""
         return self._stream is not None and self._stream.reading
@@ -126,6 +131,7 @@ class PostgresSession:
             server_version=wire.server_version,
             backend_pid=wire.backend_pid,
             wal_position=parse_lsn(identity[2] or "0/0"),
+            history=await _history(wire, int(identity[1] or 0)),
         )
 
     async def _apply_late_settings(self, wire: Wire) -> None:
@@ -153,6 +159,7 @@ class PostgresSession:
         wire = await self._free_wire("lock")
         key = self._settings.lock_key
         if await self._asked_true(f"SELECT pg_try_advisory_lock({key})"):
+            await wire.query("SET lock_timeout = 0", phase="lock")  # an earlier slice set it
             return True
         self._lock_holder = await self._find_lock_holder()
         await wire.query(f"SET lock_timeout = {max(1, round(seconds * 1000))}", phase="lock")
@@ -274,8 +281,13 @@ class PostgresSession:
         if self._stream is None or self._wire is None or self._wire.closed:
             return
         self._stream.acknowledge(flushed)
-        async with asyncio.timeout(END_OF_STREAM):
-            await self._wire.end_copy()
+        try:
+            async with asyncio.timeout(END_OF_STREAM):
+                await self._wire.end_copy()
+        except TimeoutError:
+            raise SlotkeeperError(
+                f"the server did not answer the end of the stream within {END_OF_STREAM:g} s"
+            ) from None
 
     def close(self) -> None:
         """Close at once."""
@@ -289,6 +301,17 @@ class PostgresSession:
         if self._wire is None or self._closed:
             raise _closed(phase)
         return self._wire
+
+
+async def _history(wire: Wire, timeline: int) -> tuple[tuple[int, int], ...]:
+    """Read the timelines before this one (docs: protocol-replication.html, TIMELINE_HISTORY)."""
+    if timeline <= 1:
+        return ()
+    content = rows(await wire.query(f"TIMELINE_HISTORY {timeline}", phase="startup"))[0][1] or ""
+    lines = [line.split() for line in content.splitlines()]
+    return tuple(
+        (int(line[0]), parse_lsn(line[1])) for line in lines if line and line[0].isdecimal()
+    )
 
 
 def _consume_outcome(task: asyncio.Task[Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from fsm.errors import BadInput, SessionError
+from fsm.postgres import conninfo
 from fsm.postgres.lsn import format_lsn, parse_lsn
 from fsm.runtime.session import Holder, SlotFacts
 
@@ -36,8 +37,9 @@ def check_slot_name(name: str) -> str:
         BadInput: with the reason.
     """
     if not _NAME.fullmatch(name):
+        shown = "this" if conninfo.may_hold_secret(name) else f"'{name}'"
         raise BadInput(
-            f"'{name}' cannot be the name of a slot: use 1 to 63 lower-case letters, digits and "
+            f"{shown} cannot be the name of a slot: use 1 to 63 lower-case letters, digits and "
             "underscores"
         )
     return name
@@ -126,7 +128,9 @@ async def create(wire: Wire, slot: str) -> None:
         if error.sqlstate != _ALREADY_EXISTS:
             error.facts["slot"] = slot
             raise
-    await wire.query("SET lock_timeout = 0", phase="create_slot")
+    finally:
+        if not wire.closed:
+            await wire.query("SET lock_timeout = 0", phase="create_slot")
 
 
 async def check_publications(wire: Wire, publications: Sequence[str]) -> None:

@@ -36,7 +36,8 @@ class Stream:
     """
 
     def __init__(self, wire: Wire, inbox: Inbox, clock: Clock) -> None:
-        self.last_received = clock.monotonic()
+        self.last_received = 0.0
+        self.reading_since = clock.monotonic()
         self.reading = True
         self._wire = wire
         self._inbox = inbox
@@ -65,7 +66,7 @@ class Stream:
                 self.reading = False
                 await self._inbox.room()
                 self.reading = True
-                self.last_received = self._clock.monotonic()
+                self.reading_since = self._clock.monotonic()
         finally:
             self._let_go()
 
@@ -79,9 +80,10 @@ class Stream:
         """Take what is there. This is the reader's callback."""
         try:
             drained = self._wire.drain(DRAIN)
-            self.last_received = self._clock.monotonic()
-            if drained.messages and self._end is None:
-                self._sort(drained.messages, drained.size)
+            if drained.messages:
+                self.last_received = self._clock.monotonic()
+                if self._end is None:
+                    self._sort(drained.messages, drained.size)
         except Exception as error:  # noqa: BLE001  (raised in a callback it would be lost, and the stream go on)
             self._finish(error)
             return
@@ -90,8 +92,13 @@ class Stream:
         elif self._inbox.full:
             self._wire.unwatch()
             self._pause.set()
-        elif drained.more:
-            self._again = asyncio.get_running_loop().call_soon(self._drain)
+        elif drained.more and self._again is None:
+            self._again = asyncio.get_running_loop().call_soon(self._drain_again)
+
+    def _drain_again(self) -> None:
+        self._again = None
+        if not self._pause.is_set():
+            self._drain()
 
     def _finish(self, error: Exception) -> None:
         self._end = error

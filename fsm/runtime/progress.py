@@ -38,6 +38,10 @@ class Progress:
             self.flushed = max(self.flushed, end)
             del self._outstanding[first]
 
+    def forget_outstanding(self) -> None:
+        """Forget what the host has: it is of a history that the server no longer follows."""
+        self._outstanding.clear()
+
     def is_outstanding(self, commit_lsn: int) -> bool:
         """Does the host have this transaction, and are not all up to it acknowledged?"""
         return commit_lsn in self._outstanding

@@ -41,6 +41,14 @@ class ServerFacts:
     backend_pid: int
     wal_position: int
     """LSN up to which the server has flushed its WAL."""
+    history: tuple[tuple[int, int], ...] = ()
+    """The timelines before the present one, each with the LSN at which it was left."""
+
+    def left_at(self, timeline: int) -> int | None:
+        """Give the LSN up to which this server shares ``timeline``; None where it never did."""
+        if timeline == self.timeline:
+            return self.wal_position
+        return dict(self.history).get(timeline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,11 @@ class Session(Protocol):
 
     @property
     def last_received(self) -> float:
-        """When the last byte of the stream arrived, in seconds of the session's clock."""
+        """When the last message of the stream arrived, in seconds of the clock; 0.0 before one."""
+
+    @property
+    def reading_since(self) -> float:
+        """Since when the stream is being read without a pause, in seconds of the clock."""
 
     @property
     def reading(self) -> bool:

@@ -68,6 +68,8 @@ class MemoryServer:
         self.publication_exists = True
         self.mute = False
         self.system_id = "7000000000000000001"
+        self.timeline = 1
+        self.history: tuple[tuple[int, int], ...] = ()
         self.calls: dict[str, int] = defaultdict(int)
         self.sessions: list[MemorySession] = []
         self._committed: list[_Committed] = []
@@ -108,6 +110,16 @@ class MemoryServer:
         """End all sessions: by ``error``, or as a connection that is reset."""
         for session in tuple(self.sessions):
             session.break_off(error or refusal("streaming", None, eof=True))
+
+    def promote_standby(self, lost_from: int) -> None:
+        """Let a standby take over that has nothing from ``lost_from`` (LSN) on."""
+        self.sever()
+        self._committed = [one for one in self._committed if one.end_lsn <= lost_from]
+        self._lsn = lost_from
+        confirmed = (self.slot_facts.confirmed_flush_lsn if self.slot_facts else None) or 0
+        self._set_slot(confirmed_flush_lsn=min(confirmed, lost_from))
+        self.history = (*self.history, (self.timeline, lost_from))
+        self.timeline += 1
 
     def keepalive(self) -> None:
         """Send a keepalive on every stream."""
@@ -243,6 +255,7 @@ class MemorySession:
         self.pid = pid
         self.lock_holder: Holder | None = None
         self.last_received = 0.0
+        self.reading_since = 0.0
         self.reading = True
         self.acknowledged: list[int] = []
         self.ended_gracefully = False
@@ -262,10 +275,11 @@ class MemorySession:
         self._server.sessions.append(self)
         return ServerFacts(
             system_id=self._server.system_id,
-            timeline=1,
+            timeline=self._server.timeline,
             server_version=180000,
             backend_pid=self.pid,
             wal_position=self._server.wal_position,
+            history=self._server.history,
         )
 
     async def lock(self, seconds: float) -> bool:
@@ -312,7 +326,7 @@ class MemorySession:
         """Hand over transactions as they are committed."""
         await self._answer("receive")
         self._inbox = inbox
-        self.last_received = self._server.clock.monotonic()
+        self.reading_since = self._server.clock.monotonic()
         while True:
             for transaction in self._server.after(self._next):
                 self._send(transaction)

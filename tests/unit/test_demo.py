@@ -26,7 +26,6 @@ from fsm.demo.report import (
 )
 from fsm.demo.stage import KeeperOnStage
 from fsm.demo.story import describe
-from fsm.errors import BadInput
 from fsm.health import Health
 
 if TYPE_CHECKING:
@@ -216,3 +215,11 @@ def test_without_a_server_the_command_that_installs_it_is_named(
     monkeypatch.setattr("fsm.embedded.binaries._installed", lambda: iter(()))
     assert main(["demo", "--json"]) == 2
     assert demo.INSTALL in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_no_server_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PGBIN", str(tmp_path))
+    assert main(["demo", "--json"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

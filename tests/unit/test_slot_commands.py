@@ -33,6 +33,7 @@ class FakeWire:
 
     def __init__(self, *answers: Result | SessionError, server_version: int = 180000) -> None:
         self.server_version = server_version
+        self.closed = False
         self.asked: list[tuple[str, str]] = []
         self._answers = list(answers)
 

@@ -246,7 +246,7 @@ async def test_the_socket_is_left_unread_while_the_inbox_is_full() -> None:
         await settle()
         assert scene.wire.watched
         assert scene.stream.reading
-        assert scene.stream.last_received == 30
+        assert scene.stream.reading_since == 30
         await scene.wire.arrive(change(2))
     assert scene.inbox.given == [change(1), change(2)]
 

@@ -712,20 +712,20 @@ class ImpatientServer(MemoryServer):
 
 
 async def provoke_from_idle(one: Kept) -> None:
-    for _ in range(6):
+    for _ in range(11):
         await one.keeper.stop()
         one.keeper.start()
         await one.clock.settle()
 
 
 async def provoke_from_backing_off(one: Kept) -> None:
-    for _ in range(6):
+    for _ in range(11):
         one.keeper.retry_now()
         await one.clock.settle()
 
 
 async def provoke_from_failed(one: Kept) -> None:
-    for _ in range(6):
+    for _ in range(11):
         one.keeper.reset()
         await one.clock.settle()
 
