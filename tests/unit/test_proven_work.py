@@ -46,16 +46,15 @@ async def test_a_stop_that_is_followed_by_a_start_still_comes_back() -> None:
 async def test_a_night_as_a_healthy_standby_spends_no_budget() -> None:
     clock = VirtualClock()
     server = MemoryServer(clock)
-    server.refuse("open", refusal("startup", "53300", "InitProcess"))
-    async with keeper_of(server) as holder:
+    holder = server.session()
+    await holder.open()
+    assert await holder.lock(1.0)
+    async with keeper_of(server) as waiting:
+        server.refuse("lock", refusal("lock", "53200", "LockAcquireExtended"))
         await clock.advance(300)
-        assert holder.state == "Streaming"
-        async with keeper_of(server) as waiting:
-            server.refuse("lock", refusal("lock", "53200", "LockAcquireExtended"))
-            await clock.advance(300)
-            assert waiting.state == "Locking"
-            await clock.advance(12 * 3600)
-            assert waiting.state == "Locking"
-            server.refuse("lock", refusal("lock", "53200", "LockAcquireExtended"))
-            await clock.advance(300)
-            assert waiting.state == "Locking"
+        assert waiting.state == "Locking"
+        await clock.advance(2 * 3600)
+        server.refuse("lock", refusal("lock", "53200", "LockAcquireExtended"))
+        await clock.advance(300)
+        assert waiting.state == "Locking"
+        assert waiting.health.attempt == 2
