@@ -80,9 +80,7 @@ class Scene:
 
     def slot_of_test_decoding(self) -> str:
         slot = self.database.unique("slot")
-        self.database.sql(
-            "SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", [slot]
-        )
+        self.database.sql("SELECT pg_create_logical_replication_slot(%s, 'test_decoding')", [slot])
         return slot
 
 
@@ -144,14 +142,14 @@ CASES = {
         "database's name in the connection string",
     ),
     "missing_slot": Case(
-        lambda scene: {"slot": "no_such_slot"},
+        lambda _: {"slot": "no_such_slot"},
         "configuration",
         "fail",
         "Failed",
         "pg_create_logical_replication_slot('no_such_slot', 'pgoutput')",
     ),
     "missing_publication": Case(
-        lambda scene: {"publication": "no_such_publication"},
+        lambda _: {"publication": "no_such_publication"},
         "configuration",
         "fail",
         "Failed",
@@ -250,9 +248,7 @@ def keeper_of(aim: Aim) -> fsm.Keeper:
 
 
 def command_of(aim: Aim) -> Command:
-    return Command(
-        "run", aim["dsn"], "--slot", aim["slot"], "--publication", aim["publication"]
-    )
+    return Command("run", aim["dsn"], "--slot", aim["slot"], "--publication", aim["publication"])
 
 
 def whole_text(error: BaseException) -> str:
@@ -317,6 +313,17 @@ def test_the_command_ends_or_goes_on_and_says_what_to_do(aim: Aim, case: Case) -
         assert "Traceback" not in command.output
         assert PASSWORD not in command.output
         assert WRONG not in command.output
+
+
+def test_the_command_says_what_to_do_at_every_attempt() -> None:
+    with Command(
+        "run", f"host={HOST} port={free_port()}", "--slot", "s", "--publication", "p"
+    ) as command:  # fmt: skip
+        command.until(lambda one: sum("-> BackingOff" in x for x in tuple(one.err)) >= 3)
+        lines = [line for line in command.err if "-> BackingOff" in line]
+        for number, line in enumerate(lines, 1):
+            assert f"attempt {number}, transient_network" in line
+            assert_one_clear_sentence(line, "Check that the server runs")
 
 
 @pytest.mark.parametrize("dsn", MALFORMED.values(), ids=MALFORMED)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, LiteralString, cast
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.types.multirange import Multirange
+from psycopg.types.range import Range
 
 import fsm
 from fsm.postgres.changes import Message, Truncate
@@ -36,21 +38,58 @@ PYTHON_TYPES = {
         "'-Infinity'",
     ],
     "numeric(12,2)": ["1", "-9999999999.99"],
-    "text": ["''", "'plain'", r"E'tab\tline\nback\\slash \'quote\''", "'zażółć 🐘'", "repeat('x', 20000)"],
+    "text": [
+        "''",
+        "'plain'",
+        r"E'tab\tline\nback\\slash \'quote\''",
+        "'zażółć 🐘'",
+        "repeat('x', 20000)",
+    ],
     "varchar(10)": ["''", "'ab  '"],
     "bpchar": ["'ab  '"],
     "char(5)": ["'ab'", "''"],
     "bool": ["true", "false"],
     "bytea": [r"'\x'", r"'\x00ff5c27'", "decode(repeat('00ff', 4000), 'hex')"],
     "float4": ["0.1", "'-0'", "3.4028235e38", "1e-45", "'NaN'", "'Infinity'", "'-Infinity'"],
-    "float8": ["0.1", "'-0'", "1.7976931348623157e308", "5e-324", "'NaN'", "'Infinity'", "'-Infinity'"],
+    "float8": [
+        "0.1",
+        "'-0'",
+        "1.7976931348623157e308",
+        "5e-324",
+        "'NaN'",
+        "'Infinity'",
+        "'-Infinity'",
+    ],
     "date": ["'0001-01-01'", "'2024-02-29'", "'9999-12-31'"],
     "time": ["'00:00'", "'23:59:59.999999'", "'12:30:00.5'"],
     "timestamp": ["'0001-01-01 00:00'", "'2024-02-29 23:59:59.999999'", "'9999-12-31 12:00:00.1'"],
-    "timestamptz": ["'2024-02-29 12:00:00.000001+02'", "'1900-01-01 00:00+00'", "'9999-12-31 00:00+00'"],
+    "timestamptz": [
+        "'2024-02-29 12:00:00.000001+02'",
+        "'1900-01-01 00:00+00'",
+        "'9999-12-31 00:00+00'",
+    ],
     "timetz": ["'12:30:00.25+02'", "'23:59:59-07:30'"],
     "uuid": ["'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "'00000000-0000-0000-0000-000000000000'"],
     "json": ["""'{"a": [1, 2.5, null, true, "ü"], "b": {}}'""", "'[]'", "'\"text\"'", "'null'"],
+    "inet": ["'192.168.0.1/24'", "'192.168.0.1'", "'::1'", "'2001:db8::1/64'"],
+    "cidr": ["'10.0.0.0/8'", "'2001:db8::/32'"],
+    "int4[]": ["'{}'", "'{1,NULL,-3}'", "'{{1,2},{3,4}}'"],
+    "text[]": [
+        """'{"a,b",NULL,"NULL","","q\\"uote","back\\\\slash","{}"," space "}'""",
+        "'{plain}'",
+    ],
+    "numeric[]": ["'{1.50,NaN,NULL}'"],
+    "bool[]": ["'{t,f}'"],
+    "bytea[]": [r"ARRAY['\x00ff'::bytea, '']"],
+    "timestamptz[]": ["'{2024-02-29 12:00:00.5+02,NULL}'"],
+    "uuid[]": ["'{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11}'"],
+    "int4range": ["'[1,5)'", "'empty'", "'(,)'", "'[7,)'"],
+    "numrange": ["'(1.50,2.50]'", "'(,0]'"],
+    "daterange": ["'[2024-01-01,2024-02-01)'"],
+    "tsrange": ["'[2024-01-01 00:00,2024-01-02 12:30:00.5]'"],
+    "tstzrange": ["'[2024-01-01 00:00+00,)'"],
+    "int4multirange": ["'{}'", "'{[1,3),[5,7)}'"],
+    "int8range[]": ["""'{"[1,2)",empty}'"""],
     "jsonb": ["""'{"b": 1, "a": [1, 2.5, null, "ü"]}'""", "'12345678901234567890'", "'null'"],
 }
 
@@ -58,16 +97,15 @@ PYTHON_TYPES = {
 TEXT_TYPES = {
     "date": ["'infinity'", "'-infinity'", "'0044-03-15 BC'", "'10000-01-01'", "'5874897-12-31'"],
     "timestamp": ["'infinity'", "'-infinity'", "'0044-03-15 12:00:00.5 BC'", "'10000-01-01 00:00'"],
-    "timestamptz": ["'infinity'", "'-infinity'", "'0044-03-15 12:00+00 BC'", "'294276-12-31 00:00+00'"],
+    "timestamptz": [
+        "'infinity'",
+        "'-infinity'",
+        "'0044-03-15 12:00+00 BC'",
+        "'294276-12-31 00:00+00'",
+    ],
     "time": ["'24:00:00'"],
     "timetz": ["'24:00:00+02'"],
-    "interval": ["'1 year 2 mons -3 days 04:05:06.7'", "'0'", "'-1 day'"],
-    "int4[]": ["'{}'", "'{1,NULL,3}'", "'{{1,2},{3,4}}'", "'[2:3]={5,6}'"],
-    "text[]": ["""'{"a,b",NULL,"NULL","q\\"uote"}'"""],
-    "int4range": ["'[1,5)'", "'empty'", "'(,)'"],
-    "tstzrange": ["'[2024-01-01 00:00+00,)'"],
-    "inet": ["'192.168.0.1/24'", "'::1'"],
-    "cidr": ["'10.0.0.0/8'"],
+    "int4[]": ["'[2:3]={5,6}'"],
     "macaddr": ["'08:00:2b:01:02:03'"],
     "money": ["'12.34'"],
     "bit(3)": ["B'101'"],
@@ -75,10 +113,21 @@ TEXT_TYPES = {
     "point": ["'(0.1,2)'"],
     "tsvector": ["'a fat cat'"],
     "name": ["'a_name'"],
-    "\"char\"": ["'c'"],
+    '"char"': ["'c'"],
     "xid": ["'12'"],
     "pg_lsn": ["'16/B374D848'"],
+    "box": ["'(2,3),(0,1)'"],
 }
+
+INTERVALS = [
+    "'1 year 2 mons -3 days 04:05:06.7'",
+    "'0'",
+    "'-1 day'",
+    "'-1 year 1 mon'",
+    "'1 day -02:00:00'",
+    "'-00:00:00.000001'",
+    "'1000 years 100000 hours'",
+]
 
 
 @pytest.fixture
@@ -93,7 +142,7 @@ def connection(database: Database) -> Iterator[psycopg.Connection[tuple[Any, ...
 
 
 def run(connection: psycopg.Connection[tuple[Any, ...]], sql: str) -> list[tuple[Any, ...]]:
-    cursor = connection.execute(cast("LiteralString", sql))
+    cursor = connection.execute(sql.encode())
     return cursor.fetchall() if cursor.description else []
 
 
@@ -113,8 +162,14 @@ async def handed_over(database: Database, type_name: str, expressions: Sequence[
     return [change.new["value"] for change in changes]
 
 
-def exact(value: Any) -> tuple[str, str]:
+def exact(value: Any) -> Any:
     """Distinguish what == does not: NaN, -0.0, the scale of a Decimal, True and 1."""
+    if isinstance(value, list):
+        return [exact(item) for item in value]
+    if isinstance(value, Multirange):
+        return ["multirange", *(exact(item) for item in value)]
+    if isinstance(value, Range):
+        return "range", exact(value.lower), exact(value.upper), value.bounds
     if isinstance(value, datetime) and value.tzinfo is not None:
         value = value.astimezone(UTC)
     return type(value).__name__, repr(value)
@@ -137,9 +192,21 @@ async def test_what_python_has_no_value_for_is_its_text(
     database: Database, connection: psycopg.Connection[tuple[Any, ...]], type_name: str
 ) -> None:
     values = await handed_over(database, type_name, TEXT_TYPES[type_name])
-    selected = [value for (value,) in run(connection, "SELECT format('%s', value) FROM v ORDER BY id")]
+    selected = [
+        value for (value,) in run(connection, "SELECT format('%s', value) FROM v ORDER BY id")
+    ]
     assert values == [*selected[:-1], None]
     assert all(isinstance(value, str) for value in values[:-1])
+
+
+@pytest.mark.asyncio
+async def test_an_interval_keeps_months_days_and_the_clock_apart(
+    database: Database, connection: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    values = await handed_over(database, "interval", INTERVALS)
+    connection.execute("SET IntervalStyle = 'iso_8601'")
+    selected = [text for (text,) in run(connection, "SELECT value::text FROM v ORDER BY id")]
+    assert [value and value.isoformat() for value in values] == selected
 
 
 @pytest.mark.asyncio
@@ -238,7 +305,9 @@ class TestReplicaIdentity:
 
     @pytest.mark.asyncio
     async def test_default_a_delete_brings_the_key(self, source: Source) -> None:
-        [_, change] = await self.changes(source, 2, "INSERT INTO t VALUES (1, 'a')", "DELETE FROM t")
+        [_, change] = await self.changes(
+            source, 2, "INSERT INTO t VALUES (1, 'a')", "DELETE FROM t"
+        )
         assert (change.kind, change.new) == ("delete", None)
         assert (change.old, change.old_is_key) == ({"id": 1}, True)
 
@@ -324,7 +393,7 @@ async def test_logical_messages_come_in_their_place(source: Source) -> None:
             connection.execute("INSERT INTO t VALUES (2, 'b')")
         sql(r"SELECT pg_logical_emit_message(false, 'between', '\x00ff'::bytea)")
         sql("INSERT INTO t VALUES (3, 'c')")
-        transactions = []
+        transactions: list[tuple[fsm.Transaction, list[Any]]] = []
         async for transaction in keeper:
             items = [item async for item in transaction]
             transactions.append((transaction, items))

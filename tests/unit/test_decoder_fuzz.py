@@ -16,10 +16,6 @@ from fsm.postgres.values import TYPE_NAMES, UNCHANGED
 from fsm.testing import pgoutput as wire
 from fsm.testing.pgoutput import ColumnSpec, Value
 
-COLUMNS = [
-    ColumnSpec(f"{name}_{oid}", oid, is_key=name in {"int8", "uuid"})
-    for oid, name in TYPE_NAMES.items()
-]
 SAMPLES: dict[str, Value] = {
     "bool": "t",
     "bytea": "\\xdeadbeef",
@@ -38,11 +34,38 @@ SAMPLES: dict[str, Value] = {
     "timestamp": "infinity",
     "timestamptz": "2026-02-28 01:02:03.456789+00",
     "uuid": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+    "interval": "1 year -3 days +04:05:06.7",
+    "inet": "192.168.0.1/24",
+    "cidr": "2001:db8::/32",
+    "int4range": "[1,5)",
+    "int8range": "empty",
+    "numrange": "(,1.50]",
+    "daterange": "[2026-02-28,infinity)",
+    "tsrange": '["2026-02-28 01:02:03",)',
+    "tstzrange": '(,"2026-02-28 01:02:03+00"]',
+    "int4multirange": "{[1,3),[5,7)}",
+    "int8multirange": "{}",
+    "nummultirange": "{(,)}",
+    "datemultirange": "{[2026-02-28,2026-03-01)}",
+    "tsmultirange": '{["2026-02-28 01:02:03",)}',
+    "tstzmultirange": '{(,"2026-02-28 01:02:03+00"]}',
+    "money": "12.34",
+    "_box": "{(1,1),(0,0);NULL}",
+    "_int4": "{{1,NULL},{3,-4}}",
+    "_numeric": "[0:1]={1.50,NaN}",
+    "_text": '{"a,b","c\\"d",NULL,""}',
+    "_tsrange": '{"[\\"2026-02-28 01:02:03\\",)",empty}',
     "text": "Zürich",
     "varchar": None,
     "xml": UNCHANGED,
 }
-VALUES = [SAMPLES.get(name, "x") for name in TYPE_NAMES.values()]
+
+COLUMNS = [
+    ColumnSpec(f"{name}_{oid}", oid, is_key=name in {"int8", "uuid"})
+    for oid, name in TYPE_NAMES.items()
+    if name in SAMPLES
+]
+VALUES = [SAMPLES[name] for name in TYPE_NAMES.values() if name in SAMPLES]
 KEY = [value if column.is_key else None for column, value in zip(COLUMNS, VALUES, strict=True)]
 
 MESSAGES = {

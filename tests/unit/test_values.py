@@ -7,6 +7,14 @@ import pickle
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Context, Decimal, localcontext
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import Any
 from uuid import UUID
 
@@ -14,11 +22,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.postgres import types as psycopg_types
+from psycopg.types import TypeInfo
+from psycopg.types.multirange import Multirange
+from psycopg.types.range import Range
 
 from fsm.errors import BadInput
 from fsm.postgres.values import (
     TYPE_NAMES,
     UNCHANGED,
+    Interval,
     OutOfRange,
     converter_for,
     jsonable,
@@ -81,6 +93,20 @@ def offset(hours: int, minutes: int = 0, seconds: int = 0) -> timezone:
             "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
             UUID("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
         ),
+        ("inet", "192.168.0.1", IPv4Address("192.168.0.1")),
+        ("inet", "192.168.0.1/24", IPv4Interface("192.168.0.1/24")),
+        ("inet", "0.0.0.0/0", IPv4Interface("0.0.0.0/0")),
+        ("inet", "::1", IPv6Address("::1")),
+        ("inet", "::ffff:1.2.3.4", IPv6Address("::ffff:1.2.3.4")),
+        ("inet", "fe80::a/64", IPv6Interface("fe80::a/64")),
+        ("cidr", "10.0.0.0/8", IPv4Network("10.0.0.0/8")),
+        ("cidr", "1.2.3.4/32", IPv4Network("1.2.3.4/32")),
+        ("cidr", "2001:db8::/32", IPv6Network("2001:db8::/32")),
+        ("interval", "1 mon -2 days 00:00:01.5", Interval(1, -2, 1_500_000)),
+        ("_int4", "{1,NULL,-3}", [1, None, -3]),
+        ("_box", "{(1,1),(0,0);(3,3),(2,2)}", ["(1,1),(0,0)", "(3,3),(2,2)"]),
+        ("int4range", "[1,5)", Range(1, 5, "[)")),
+        ("int8multirange", "{[1,3),[5,)}", Multirange([Range(1, 3, "[)"), Range(5, None, "[)")])),
         ("json", '{"a": [1, null, 1.5, "x"]}', {"a": [1, None, 1.5, "x"]}),
         ("jsonb", "null", None),
         ("jsonb", "9007199254740993", 9007199254740993),
@@ -133,6 +159,8 @@ def test_a_numeric_is_exact_whatever_context_the_host_has_set() -> None:
         ("time", "24:00:00"),
         ("timetz", "24:00:00+02"),
         ("jsonb", "1" * 5000),
+        ("interval", "-infinity"),
+        ("_int4", "[0:1]={1,2}"),
         ("json", "1e999"),
         ("json", "[" * 100_000 + "]" * 100_000),
     ],
@@ -209,6 +237,21 @@ def test_an_out_of_range_value_shows_what_it_is() -> None:
         ("uuid", "{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a}"),
         ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a_1"),
         ("uuid", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a-1"),
+        ("inet", ""),
+        ("inet", "1.2.3"),
+        ("inet", "01.2.3.4"),
+        ("inet", "1.2.3.256"),
+        ("inet", "1.2.3.4/33"),
+        ("inet", "1.2.3.4/024"),
+        ("inet", "1.2.3.4/"),
+        ("inet", "1.2.3.4/255.255.255.0"),
+        ("inet", "::1/129"),
+        ("inet", "fe80::1%eth0"),
+        ("inet", "FE80::1"),
+        ("inet", " ::1"),
+        ("cidr", "10.0.0.0"),
+        ("cidr", "10.0.0.1/8"),
+        ("cidr", "2001:db8::1/32"),
         ("json", ""),
         ("json", "{"),
         ("json", "NaN"),
@@ -231,20 +274,25 @@ def test_no_text_makes_a_converter_raise_anything_but_value_error(name: str, tex
 
 
 @pytest.mark.parametrize(
-    "type_name", ["text", "varchar", "interval", "_int4", "public.mood", "oid 9"]
+    "type_name",
+    [
+        *("text", "varchar", "bpchar", "name", "char", "xml", "money", "bit", "varbit", "macaddr"),
+        *("point", "box", "tsvector", "tsquery", "jsonpath", "pg_lsn", "txid_snapshot", "xid8"),
+        *("int2vector", "regclass", "public.mood", "public._mood", "public._int4", "oid 9"),
+    ],
 )
 def test_other_types_stay_text(type_name: str) -> None:
     assert converter_for(type_name) is None
 
 
-@pytest.mark.parametrize(("oid", "name"), sorted(TYPE_NAMES.items()))
-def test_the_oids_are_those_that_psycopg_knows(oid: int, name: str) -> None:
-    if name.startswith("_"):
-        assert psycopg_types[name.removeprefix("_")].array_oid == oid
-    elif name == "char":
-        assert psycopg_types['"char"'].oid == oid
-    elif name != "xml":
-        assert psycopg_types[name].oid == oid
+@pytest.mark.parametrize("known", list(psycopg_types), ids=lambda known: known.name)
+def test_the_oids_are_those_that_psycopg_knows(known: TypeInfo) -> None:
+    name = known.name.strip('"')
+    if name in {"record", "void"}:  # no column has them
+        return
+    assert TYPE_NAMES[known.oid] == name
+    if known.array_oid:
+        assert TYPE_NAMES[known.array_oid] == f"_{name}"
 
 
 @given(st.integers())
@@ -319,12 +367,43 @@ def test_unchanged_is_one_object_however_it_travels() -> None:
         (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
         ({"a": [1]}, {"a": [1]}),
         (OutOfRange("infinity"), "infinity"),
+        (Interval(14, -3, 14_706_700_000), "P1Y2M-3DT4H5M6.7S"),
+        (IPv4Address("192.168.0.1"), "192.168.0.1"),
+        (IPv6Address("::1"), "::1"),
+        (IPv4Interface("192.168.0.1/24"), "192.168.0.1/24"),
+        (IPv6Interface("fe80::a/64"), "fe80::a/64"),
+        (IPv4Network("10.0.0.0/8"), "10.0.0.0/8"),
+        (IPv6Network("2001:db8::/32"), "2001:db8::/32"),
+        ([Decimal("1.50"), None, OutOfRange("infinity")], ["1.50", None, "infinity"]),
+        ([[math.nan, 1.0], [b"\0", 2.0]], [["NaN", 1.0], ["\\x00", 2.0]]),
+        ([{"a": 1}, [[], {}]], [{"a": 1}, [[], {}]]),
+        (Range(1, 5, "[)"), {"lower": 1, "upper": 5, "bounds": "[)"}),
+        (
+            Range(date(2026, 1, 1), None, "[)"),
+            {"lower": "2026-01-01", "upper": None, "bounds": "[)"},
+        ),
+        (Range(empty=True), {"lower": None, "upper": None, "bounds": "empty"}),
+        (
+            Multirange([Range(Decimal("1.0"), Decimal(2), "(]")]),
+            [{"lower": "1.0", "upper": "2", "bounds": "(]"}],
+        ),
+        ([Range(None, 1, "()")], [{"lower": None, "upper": 1, "bounds": "()"}]),
     ],
 )
 def test_the_json_form_of_a_value_is_the_documented_one(value: Any, form: Any) -> None:
     found = jsonable(value)
     assert found == form
     assert json.loads(json.dumps(found, allow_nan=False)) == form
+
+
+def test_a_document_nested_more_deeply_than_python_can_follow_has_a_json_form() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    found = jsonable(deep)
+    for _ in range(100_000):
+        [found] = found
+    assert found == []
 
 
 def test_unchanged_has_no_json_form() -> None:
