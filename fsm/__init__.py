@@ -15,6 +15,7 @@ from fsm.health import Health
 from fsm.keeper import Keeper
 from fsm.postgres.changes import UNCHANGED, Change, Row
 from fsm.postgres.lsn import format_lsn, parse_lsn
+from fsm.postgres.values import Interval, OutOfRange
 from fsm.runtime.journal import Journal, Record
 from fsm.transaction import Transaction
 
@@ -25,9 +26,11 @@ __all__ = [
     "Change",
     "DecodeError",
     "Health",
+    "Interval",
     "Journal",
     "Keeper",
     "LeaseLost",
+    "OutOfRange",
     "Record",
     "Row",
     "SessionError",
