@@ -15,6 +15,7 @@ from fsm.embedded import free_port
 from fsm.errors import SessionError
 from fsm.machine.loader import shipped
 from fsm.postgres.slot import rows
+from tests.support.binaries import wanted
 from tests.support.command import Command
 from tests.support.source import Source, errors_of, eventually, items_of, reach, read, until
 
@@ -135,7 +136,7 @@ async def test_a_setting_of_the_role_gives_way_to_ours(
         assert await shown(session, name) == ours
 
 
-@pytest.mark.parametrize("version", [17, 18])
+@pytest.mark.parametrize("version", [version for version in wanted() if version >= 17])
 @pytest.mark.asyncio
 async def test_a_transaction_timeout_of_the_role_gives_way_to_ours(source: Source) -> None:
     dsn = role_with(source, "transaction_timeout = '100ms'")
