@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from fsm.errors import BadInput, SessionError
 from fsm.postgres import conninfo
 from fsm.postgres.lsn import format_lsn, parse_lsn
+from fsm.postgres.wire import rows as wire_rows
 from fsm.runtime.session import Holder, SlotFacts
 
 if TYPE_CHECKING:
@@ -57,15 +58,7 @@ def quote_literal(value: str) -> str:
 
 def rows(results: Sequence[PGresult]) -> list[tuple[str | None, ...]]:
     """Give the rows of the last result, as text."""
-    result = results[-1]
-    return [
-        tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
-        for row in range(result.ntuples)
-    ]
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
+    return wire_rows(results[-1])
 
 
 async def inspect(wire: Wire, slot: str) -> SlotFacts | None:

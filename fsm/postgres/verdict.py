@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fsm.runtime.verdict import ErrorAction
+
 ErrorClass: TypeAlias = Literal[
     "transient_network",
     "server_starting_or_stopping",
@@ -25,7 +27,7 @@ ErrorClass: TypeAlias = Literal[
 ]
 """What kind of failure it is; it picks the backoff policy."""
 
-Action: TypeAlias = Literal["retry", "retry_long", "wait", "fail", "stop", "ignore"]
+Action: TypeAlias = ErrorAction
 """What to do about it; all but ``ignore`` are events of the machine, with ``error_`` before."""
 
 

@@ -141,9 +141,7 @@ class Actor:
     def _write(self, step: Step) -> Record:
         failure = step.failure
         trouble = self.trouble if failure is not None else None
-        return self.journal.write(
-            wall=self._clock.wall(),
-            mono=self._clock.monotonic(),
+        return self._record(
             visit=step.visit,
             state=step.source,
             trigger=step.trigger,
@@ -172,10 +170,12 @@ class Actor:
         except Exception as error:  # noqa: BLE001  (an action that only lets go cannot be let fail)
             self._note(step, f"{action} did not end well: {error}")
 
+    def _record(self, **fields: Any) -> Record:
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        return self.journal.write(wall=wall, mono=now, **fields)
+
     def _note(self, step: Step, detail: str) -> None:
-        self.journal.write(
-            wall=self._clock.wall(),
-            mono=self._clock.monotonic(),
+        self._record(
             visit=step.visit,
             state=step.dest,
             trigger=step.trigger,
